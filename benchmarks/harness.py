@@ -1,0 +1,202 @@
+"""Runs one workload: asserts equal results, chooses the peers' best chunks, then times all of them interleaved."""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import captum.attr
+import fusum.attr
+import numpy as np
+import torch
+
+from . import models
+from .workloads import NEAR_IDEAL, Tensors, Workload
+
+Contender = Callable[[], Tensors]
+TOLERANCE = 1e-4
+MOST_ROUNDS = 400
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of one contender in ms, with the setting it ran at."""
+
+    setting: str
+    median: float
+    low: float  # first quartile
+    high: float  # third quartile
+    fastest: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one workload gave."""
+
+    workload: Workload
+    input_rows: int
+    difference: float
+    fusum: Timing
+    captum_default: Timing
+    captum_best: Timing
+    ideal: Timing
+
+    @property
+    def over_best(self) -> float:
+        """captum's time at its best setting over fusum's."""
+        return self.captum_best.median / self.fusum.median
+
+    @property
+    def over_default(self) -> float:
+        """captum's time at its default over fusum's."""
+        return self.captum_default.median / self.fusum.median
+
+    @property
+    def over_ideal(self) -> float:
+        """fusum's time over the ideal loop's."""
+        return self.fusum.median / self.ideal.median
+
+    @property
+    def missed(self) -> list[str]:
+        """The targets that were not reached."""
+        reached = {
+            "captum best": self.over_best >= (self.workload.over_best or 0),
+            "captum default": self.over_default >= (self.workload.over_default or 0),
+            "ideal": self.over_ideal <= NEAR_IDEAL,
+        }
+        return [target for target, met in reached.items() if not met]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One workload made ready on a device: its model, inputs and arguments."""
+
+    workload: Workload
+    device: str
+    model: Any
+    inputs: Tensors
+    keywords: Mapping[str, Any]
+
+    @staticmethod
+    def of(workload: Workload, device: str) -> "Bench":
+        """Build the model and the data."""
+        model = models.build(workload.model, device, workload.scripted)
+        return Bench(workload, device, model, workload.inputs(device), workload.keywords(device))
+
+    def library(self, attr: Any, setting: Mapping[str, int]) -> Contender:
+        """A call of fusum's or captum's class."""
+        method = self.workload.method(attr, self.model)
+        inputs = self.inputs if len(self.inputs) > 1 else self.inputs[0]
+
+        def attribute() -> Tensors:
+            scores = method.attribute(inputs, **self.keywords, **setting)
+            return scores if isinstance(scores, tuple) else (scores,)
+
+        return attribute
+
+    def by_hand(self, rows: int) -> Contender:
+        """A call of the ideal loop."""
+        return lambda: self.workload.ideal(self.model, self.inputs, rows, **self.keywords)
+
+
+def seeded(contender: Contender, device: str) -> tuple[Tensors, float]:
+    """One run after seeding both generators, and its time in ms."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    synchronize(device)
+    start = time.perf_counter()
+    scores = contender()
+    synchronize(device)
+    return scores, 1e3 * (time.perf_counter() - start)
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device's queue."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def difference(scores: Tensors, expected: Tensors) -> float:
+    """The largest difference, relative to the largest expected value of the same tensor."""
+    if [x.shape for x in scores] != [x.shape for x in expected]:
+        raise AssertionError(f"shapes differ: {[x.shape for x in scores]} and {[x.shape for x in expected]}")
+    return max(((x - y).abs().max() / y.abs().max()).item() for x, y in zip(scores, expected, strict=True))
+
+
+def assert_equal(name: str, scores: Tensors, expected: Tensors) -> float:
+    """The `difference`, or an AssertionError where it is above TOLERANCE or not a number."""
+    apart = difference(scores, expected)
+    if not apart <= TOLERANCE:
+        raise AssertionError(f"{name}: results differ by {apart:.1e} of the largest score, above {TOLERANCE:.0e}")
+    return apart
+
+
+def check(bench: Bench) -> float:
+    """Assert that all contenders agree at every setting; the largest difference."""
+    name = bench.workload.name
+    apart = 0.0
+    for setting in ({}, *bench.workload.settings):
+        expected, _ = seeded(bench.library(captum.attr, setting), bench.device)
+        scores, _ = seeded(bench.library(fusum.attr, setting), bench.device)
+        apart = max(apart, assert_equal(f"{name}: fusum and captum at {label(setting)}", scores, expected))
+    expected, _ = seeded(bench.library(captum.attr, {}), bench.device)
+    for rows in bench.workload.rows:
+        scores, _ = seeded(bench.by_hand(rows), bench.device)
+        apart = max(apart, assert_equal(f"{name}: the ideal loop at {rows} rows and captum", scores, expected))
+    return apart
+
+
+def label(setting: Mapping[str, int]) -> str:
+    """A setting as text."""
+    return ", ".join(f"{name}={value}" for name, value in setting.items()) or "default"
+
+
+def measure(contenders: Mapping[str, Contender], device: str, seconds: float, least: int) -> dict[str, Timing]:
+    """Time contenders in turn for about `seconds` and at least `least` rounds, each beginning with another one."""
+    names = list(contenders)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:
+        seeded(contenders[name], device)
+    stop = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < least or (time.perf_counter() < stop and rounds < MOST_ROUNDS):
+        first = rounds % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(seeded(contenders[name], device)[1])
+        rounds += 1
+    return {name: summary(name, values) for name, values in times.items()}
+
+
+def summary(setting: str, values: list[float]) -> Timing:
+    """Median, quartiles and minimum of at least two times."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Timing(setting, median, low, high, min(values), len(values))
+
+
+def fastest(contenders: Mapping[str, Contender], device: str, seconds: float) -> str:
+    """The name of the contender with the shortest time in a brief sweep."""
+    if len(contenders) == 1:
+        return next(iter(contenders))
+    timings = measure(contenders, device, seconds, least=3)
+    return min(timings, key=lambda name: timings[name].fastest)
+
+
+def run(workload: Workload, device: str, seconds: float) -> Result:
+    """Check one workload, then time it for about `seconds` (a third more for the two sweeps)."""
+    bench = Bench.of(workload, device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        apart = check(bench)
+        settings = {label(setting): bench.library(captum.attr, setting) for setting in ({}, *workload.settings)}
+        by_hand = {str(rows): bench.by_hand(rows) for rows in workload.rows}
+        best, rows = fastest(settings, device, seconds / 6), fastest(by_hand, device, seconds / 6)
+        contenders = {"fusum": bench.library(fusum.attr, {}), "default": settings["default"], "ideal": by_hand[rows]}
+        contenders[best] = settings[best]
+        timings = measure(contenders, device, seconds, least=5)
+    captum_default = timings["default"]
+    captum_best = min(captum_default, timings[best], key=lambda timing: timing.median)  # a brief sweep may err
+    loop = replace(timings["ideal"], setting=rows)
+    return Result(workload, len(bench.inputs[0]), apart, timings["fusum"], captum_default, captum_best, loop)

@@ -1,0 +1,135 @@
+"""The models that the benchmarks explain: random weights, fixed seeds, eval mode."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+DLRM_DENSE, DLRM_SPARSE, DLRM_WIDTH = 13, 26, 16
+
+
+def perceptron(*widths: int) -> nn.Sequential:
+    """Linear layers of the given widths with a ReLU between each two."""
+    layers: list[nn.Module] = []
+    for width, following in pairwise(widths):
+        layers += [nn.Linear(width, following), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def mlp() -> nn.Module:
+    """The 8-100-50-10-1 regression network: [B, 8] -> [B, 1]."""
+    return perceptron(8, 100, 50, 10, 1)
+
+
+class Dlrm(nn.Module):
+    """A recommendation model after its embedding tables: dense features, sparse vectors, dot interaction, top MLP.
+
+    Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation Systems" (2019).
+    """
+
+    pairs: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        vectors = DLRM_SPARSE + 1
+        row, column = torch.tril_indices(vectors, vectors, offset=-1)
+        self.bottom = nn.Sequential(perceptron(DLRM_DENSE, 512, 256, 64, DLRM_WIDTH), nn.ReLU())
+        self.top = perceptron(DLRM_WIDTH + len(row), 512, 256, 1)
+        self.register_buffer("pairs", row * vectors + column)
+
+    def forward(self, dense: Tensor, *sparse: Tensor) -> Tensor:
+        bottom = self.bottom(dense)
+        vectors = torch.stack((bottom, *sparse), dim=1)
+        dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, self.pairs)
+        return torch.sigmoid(self.top(torch.cat((bottom, dots), dim=1)))
+
+
+def cnn() -> nn.Module:
+    """A small image classifier: [B, 3, 32, 32] -> [B, 10]."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4096, 128),
+        nn.ReLU(),
+        nn.Linear(128, 10),
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels != width:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.residual(x) + self.shortcut(x))
+
+
+def resnet18() -> nn.Module:
+    """ResNet-18: [B, 3, H, W] -> [B, 1000]. He et al., "Deep Residual Learning for Image Recognition" (2016)."""
+    stages: list[nn.Module] = []
+    channels = 64
+    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        stages += [BasicBlock(channels, width, stride), BasicBlock(width, width, 1)]
+        channels = width
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        *stages,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(512, 1000),
+    )
+
+
+def build(model: Callable[[], nn.Module], device: str, scripted: bool = False) -> nn.Module:
+    """The model with the same random weights every time, in eval mode, as TorchScript where asked.
+
+    Args:
+        model: one of this file's models.
+        device: where its weights live.
+        scripted: whether to return `torch.jit.script` of it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = model().eval().to(device)
+    return torch.jit.script(built) if scripted else built
+
+
+def draw(*shape: int, device: str, seed: int = 1) -> Tensor:
+    """Standard normal data of a shape, the same every time and on every device."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def features(rows: int) -> Callable[[str], tuple[Tensor, ...]]:
+    """Inputs of `mlp`: [rows, 8]."""
+    return lambda device: (draw(rows, 8, device=device),)
+
+
+def images(count: int, pixels: int) -> Callable[[str], tuple[Tensor, ...]]:
+    """Inputs of the image models: [count, 3, pixels, pixels]."""
+    return lambda device: (draw(count, 3, pixels, pixels, device=device),)
+
+
+def clicks(rows: int) -> Callable[[str], tuple[Tensor, ...]]:
+    """Inputs of `Dlrm`: dense features [rows, 13] and 26 sparse vectors [rows, 16]."""
+    widths = (DLRM_DENSE, *[DLRM_WIDTH] * DLRM_SPARSE)
+    return lambda device: tuple(draw(rows, width, device=device, seed=1 + i) for i, width in enumerate(widths))

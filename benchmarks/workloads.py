@@ -1,0 +1,161 @@
+"""What is measured: one frozen record a workload."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import ideal, models
+
+Tensors = tuple[Tensor, ...]
+NEAR_IDEAL = 1.15  # fusum's time over the ideal loop's, on every workload
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One model, one method and its arguments.
+
+    Args:
+        name: as printed and as given to `--only`.
+        model: builds the model; see models.py.
+        inputs: builds the inputs for a device.
+        method: builds the method from a library (`fusum.attr` or `captum.attr`) and the model.
+        ideal: the same work by hand; see ideal.py.
+        arguments: keyword arguments of `attribute` and of `ideal`.
+        settings: captum's chunk settings to choose the best from, beside its default.
+        rows: the ideal's chunks to choose the best from.
+        tensors: further arguments that hold tensors, built for a device.
+        scripted: whether the model is TorchScript.
+        over_best: captum's time at its best setting over fusum's, to reach.
+        over_default: the same for captum's default.
+    """
+
+    name: str
+    model: Callable[[], nn.Module]
+    inputs: Callable[[str], Tensors]
+    method: Callable[[ModuleType, nn.Module], Any]
+    ideal: Callable[..., Tensors]
+    arguments: Mapping[str, Any]
+    settings: tuple[Mapping[str, int], ...]
+    rows: tuple[int, ...]
+    tensors: Mapping[str, Callable[[str], Tensor]] = field(default_factory=dict)
+    scripted: bool = False
+    over_best: float | None = None
+    over_default: float | None = None
+
+    def keywords(self, device: str) -> dict[str, Any]:
+        """All keyword arguments, with tensors on the device."""
+        return {**self.arguments, **{name: make(device) for name, make in self.tensors.items()}}
+
+
+def chunks(argument: str, *sizes: int) -> tuple[Mapping[str, int], ...]:
+    """One setting for each value of captum's chunk argument."""
+    return tuple({argument: size} for size in sizes)
+
+
+def path(attr: ModuleType, model: nn.Module) -> Any:
+    """Integrated gradients."""
+    return attr.IntegratedGradients(model)
+
+
+def smooth_path(attr: ModuleType, model: nn.Module) -> Any:
+    """Integrated gradients of noisy copies."""
+    return attr.NoiseTunnel(attr.IntegratedGradients(model))
+
+
+def smooth_saliency(attr: ModuleType, model: nn.Module) -> Any:
+    """Saliency of noisy copies."""
+    return attr.NoiseTunnel(attr.Saliency(model))
+
+
+def random_path(attr: ModuleType, model: nn.Module) -> Any:
+    """GradientShap."""
+    return attr.GradientShap(model)
+
+
+def mlp_ig(name: str, rows: int, over_best: float, scripted: bool = False) -> Workload:
+    """Integrated gradients of the MLP on some rows."""
+    return Workload(
+        name,
+        models.mlp,
+        models.features(rows),
+        path,
+        ideal.integrated_gradients,
+        {"n_steps": 50},
+        chunks("internal_batch_size", 10 * rows, 25 * rows),
+        (5 * rows, 10 * rows, 25 * rows, 50 * rows),
+        scripted=scripted,
+        over_best=over_best,
+    )
+
+
+def resnet18_ig(name: str, scripted: bool = False) -> Workload:
+    """Integrated gradients of ResNet-18 on one image of 128 x 128."""
+    return Workload(
+        name,
+        models.resnet18,
+        models.images(1, 128),
+        path,
+        ideal.integrated_gradients,
+        {"n_steps": 20, "target": 3},
+        chunks("internal_batch_size", 2, 4, 5, 10),
+        (4, 5, 7, 10, 20),
+        scripted=scripted,
+        over_best=1.0,
+        over_default=1.2,
+    )
+
+
+WORKLOADS = (
+    mlp_ig("mlp_ig", 180, over_best=9),
+    mlp_ig("mlp_ig_1row", 1, over_best=10),
+    Workload(
+        "mlp_gradient_shap",
+        models.mlp,
+        models.features(180),
+        random_path,
+        ideal.gradient_shap,
+        {"n_samples": 5},
+        (),
+        (450, 900),
+        tensors={"baselines": lambda device: models.draw(420, 8, device=device, seed=9)},
+        over_best=8,
+    ),
+    Workload(
+        "mlp_noise_tunnel_ig",
+        models.mlp,
+        models.features(180),
+        smooth_path,
+        ideal.noise_tunnel(ideal.integrated_gradients),
+        {"nt_samples": 5, "stdevs": 0.1, "n_steps": 50},
+        chunks("internal_batch_size", 1800, 9000) + chunks("nt_samples_batch_size", 1),
+        (900, 1800, 4500, 9000, 45000),
+        over_best=8,
+    ),
+    mlp_ig("mlp_ig_scripted", 180, over_best=8, scripted=True),
+    Workload(
+        "dlrm_ig",
+        models.Dlrm,
+        models.clicks(497),
+        path,
+        ideal.integrated_gradients,
+        {"n_steps": 10},
+        chunks("internal_batch_size", 497, 994, 2485),
+        (497, 994, 1988, 2485, 4970),
+        over_best=1.25,
+    ),
+    Workload(
+        "cnn_noise_tunnel_saliency",
+        models.cnn,
+        models.images(8, 32),
+        smooth_saliency,
+        ideal.noise_tunnel(ideal.saliency),
+        {"nt_samples": 20, "stdevs": 0.1, "target": 3},
+        chunks("nt_samples_batch_size", 2, 5, 10),
+        (16, 40, 80, 160),
+    ),
+    resnet18_ig("resnet18_ig"),
+    resnet18_ig("resnet18_ig_scripted", scripted=True),
+)

@@ -1,0 +1,106 @@
+// The loop of every CPU kernel: blocks of elements that fit the first-level cache, spread over threads, in vector code.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "math/index.h"
+#include "ops/dtypes.h"
+
+namespace fusum::cpu {
+
+constexpr int64_t kBlock = 1024;
+constexpr int64_t kGrain = 32768;  // element visits that are worth a thread
+
+#if defined(__GNUC__) && defined(__x86_64__)
+// The body is compiled a second time, inlined, for AVX2; without FMA, so that both give the same bits.
+template <class Body>
+[[gnu::target("avx2"), gnu::flatten]] void with_avx2(const Body& body) {
+  body();
+}
+
+template <class Body>
+void vectorised(const Body& body) {
+  static const bool avx2 = __builtin_cpu_supports("avx2");
+  avx2 ? with_avx2(body) : body();
+}
+#else
+template <class Body>
+void vectorised(const Body& body) {
+  body();
+}
+#endif
+
+// Calls body(first, count) for each block of the elements; visits is the work on one element.
+template <class Body>
+void for_blocks(int64_t elements, int64_t visits, const Body& body) {
+  const int64_t blocks = (elements + kBlock - 1) / kBlock;
+  const int64_t grain = std::max<int64_t>(1, kGrain / (kBlock * std::max<int64_t>(1, visits)));
+  at::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+    vectorised([&] {
+      for (int64_t block = begin; block < end; ++block) {
+        body(block * kBlock, std::min(kBlock, elements - block * kBlock));
+      }
+    });
+  });
+}
+
+// Calls body(row, element, place, count) for each row's part of a block; place counts from the block's first element.
+template <class Body>
+void for_row_parts(int64_t first, int64_t count, int64_t row_elements, const Body& body) {
+  int64_t row = first / row_elements;
+  int64_t element = first % row_elements;
+  for (int64_t place = 0; place < count; ++row, element = 0) {
+    const int64_t part = std::min(count - place, row_elements - element);
+    body(row, element, place, part);
+    place += part;
+  }
+}
+
+// The elements in the accumulation type: where they lie, or converted into buffer.
+template <class T>
+const Acc<T>* read(const T* source, int64_t count, Acc<T>* buffer) {
+  if constexpr (std::is_same_v<T, Acc<T>>) {
+    return source;
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      buffer[i] = static_cast<Acc<T>>(source[i]);
+    }
+    return buffer;
+  }
+}
+
+// The baselines of a block of elements.
+template <class T>
+const Acc<T>* read(const BaseRows<T>& base, int64_t first, int64_t count, int64_t row_elements, Acc<T>* buffer) {
+  if (base.element_step == 0) {
+    std::fill_n(buffer, count, static_cast<Acc<T>>(*base.data));
+    return buffer;
+  }
+  if (first / row_elements == (first + count - 1) / row_elements) {
+    return read(base.at(first / row_elements, first % row_elements), count, buffer);
+  }
+  for_row_parts(first, count, row_elements, [&](int64_t row, int64_t element, int64_t place, int64_t part) {
+    const T* source = base.at(row, element);
+    for (int64_t i = 0; i < part; ++i) {
+      buffer[place + i] = static_cast<Acc<T>>(source[i]);
+    }
+  });
+  return buffer;
+}
+
+// Index values outside the baselines raise before anything is read.
+inline void check_index(const at::Tensor& index, int64_t count) {
+  if (!index.defined()) {
+    return;
+  }
+  const int64_t* values = index.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < index.numel(); ++i) {
+    TORCH_CHECK_INDEX(values[i] >= 0 && values[i] < count, "index: got ", values[i], " at place ", i,
+                      "; expected values from 0 to ", count - 1);
+  }
+}
+
+}  // namespace fusum::cpu

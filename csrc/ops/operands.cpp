@@ -1,0 +1,259 @@
+#include "ops/operands.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/core/ScalarType.h>
+
+#include <algorithm>
+#include <cctype>
+#include <string>
+
+namespace fusum {
+namespace {
+
+using at::MemoryFormat;
+using at::ScalarType;
+using at::Tensor;
+
+#define FUSUM_CHECK(condition, name, tensor, ...)                                                           \
+  TORCH_CHECK_VALUE(condition, name, ": got ", word((tensor).scalar_type()), " ", (tensor).sizes(), " on ", \
+                    (tensor).device(), "; expected ", __VA_ARGS__)
+
+// The name of a dtype in Python.
+std::string word(ScalarType dtype) {
+  switch (dtype) {
+    case at::kDouble:
+      return "float64";
+    case at::kFloat:
+      return "float32";
+    case at::kHalf:
+      return "float16";
+    case at::kLong:
+      return "int64";
+    case at::kInt:
+      return "int32";
+    default:
+      std::string name = c10::toString(dtype);
+      std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+      return name;
+  }
+}
+
+ScalarType accumulation(ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+
+// The format of an output that follows leader: channels last only where leader is, and is not plainly dense.
+MemoryFormat format_of(const Tensor& leader) {
+  if (leader.is_contiguous()) {
+    return MemoryFormat::Contiguous;
+  }
+  if (leader.dim() == 4 && leader.is_contiguous(MemoryFormat::ChannelsLast)) {
+    return MemoryFormat::ChannelsLast;
+  }
+  if (leader.dim() == 5 && leader.is_contiguous(MemoryFormat::ChannelsLast3d)) {
+    return MemoryFormat::ChannelsLast3d;
+  }
+  return MemoryFormat::Contiguous;
+}
+
+int64_t row_elements(const Tensor& rows) { return c10::multiply_integers(rows.sizes().slice(1)); }
+
+Tensor rows_like(const Tensor& leader, int64_t count, ScalarType dtype, MemoryFormat format) {
+  at::DimVector sizes(leader.sizes());
+  sizes[0] = count;
+  return at::empty(sizes, leader.options().dtype(dtype), format);
+}
+
+void check_rows(const char* name, const Tensor& rows) {
+  FUSUM_CHECK(rows.dim() > 0, name, rows, "at least one dimension");
+  const ScalarType dtype = rows.scalar_type();
+  FUSUM_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16, name, rows,
+              "float64, float32, bfloat16 or float16");
+}
+
+void check_total(const char* name, const Tensor& total) {
+  check_rows(name, total);
+  FUSUM_CHECK(total.scalar_type() == accumulation(total.scalar_type()), name, total, "float64 or float32");
+}
+
+void check_dtype(const char* name, const Tensor& tensor, ScalarType allowed, ScalarType also) {
+  const ScalarType dtype = tensor.scalar_type();
+  FUSUM_CHECK(dtype == allowed || dtype == also, name, tensor, word(allowed),
+              allowed == also ? "" : " or " + word(also));
+}
+
+void check_device(const char* name, const Tensor& tensor, const Tensor& leader) {
+  FUSUM_CHECK(tensor.device() == leader.device(), name, tensor, "a tensor on ", leader.device());
+}
+
+// tensor is [count, ...] where leader is [B, ...].
+void check_like(const char* name, const Tensor& tensor, int64_t count, const Tensor& leader) {
+  FUSUM_CHECK(
+      tensor.dim() == leader.dim() && tensor.size(0) == count && tensor.sizes().slice(1) == leader.sizes().slice(1),
+      name, tensor, count, " rows of shape ", leader.sizes().slice(1));
+  check_device(name, tensor, leader);
+}
+
+void check_column(const char* name, const Tensor& column, const Tensor& leader) {
+  FUSUM_CHECK(column.dim() == 1 && column.size(0) == leader.size(0), name, column, "shape [", leader.size(0), "]");
+  check_device(name, column, leader);
+}
+
+// Path nodes come from the CPU or lie on the leader's device already.
+Tensor nodes_on(const char* name, const Tensor& nodes, const Tensor& leader) {
+  FUSUM_CHECK(nodes.dim() == 1 && nodes.scalar_type() == at::kDouble, name, nodes, "float64 of one dimension");
+  if (nodes.device() == leader.device()) {
+    return nodes.contiguous();
+  }
+  FUSUM_CHECK(nodes.is_cpu(), name, nodes, "a tensor on the cpu or on ", leader.device());
+  return nodes.contiguous().to(leader.device());
+}
+
+void check_samples(int64_t samples, int64_t start, int64_t count, int64_t examples) {
+  TORCH_CHECK_VALUE(samples >= 1, "samples: got ", samples, "; expected at least 1");
+  TORCH_CHECK_VALUE(start >= 0 && start + count <= examples * samples, "start: got ", start, " with ", count,
+                    " rows; expected rows within ", examples, " examples of ", samples, " samples");
+}
+
+const Tensor& checked_rows(const char* name, const Tensor& rows) {
+  check_rows(name, rows);
+  return rows;
+}
+
+const Tensor& checked_total(const char* name, const Tensor& total) {
+  check_total(name, total);
+  return total;
+}
+
+}  // namespace
+
+Baselines::Baselines(const Tensor& baselines, const std::optional<Tensor>& rows, const Tensor& inputs,
+                     MemoryFormat format) {
+  FUSUM_CHECK(baselines.scalar_type() == inputs.scalar_type(), "baselines", baselines, word(inputs.scalar_type()));
+  check_device("baselines", baselines, inputs);
+  row_step = 0;
+  element_step = 0;
+  count = 1;
+  if (baselines.dim() == 0) {
+    TORCH_CHECK_VALUE(!rows, "index: got a tensor; expected None with a scalar baseline");
+    data = baselines;
+    return;
+  }
+  FUSUM_CHECK(baselines.dim() == inputs.dim() && baselines.sizes().slice(1) == inputs.sizes().slice(1), "baselines",
+              baselines, "a scalar or rows of shape ", inputs.sizes().slice(1));
+  const int64_t given = baselines.size(0);
+  if (rows) {
+    check_column("index", *rows, inputs);
+    FUSUM_CHECK(rows->scalar_type() == at::kLong, "index", *rows, "int64");
+    index = rows->contiguous();
+  } else {
+    FUSUM_CHECK(given == 1 || given == inputs.size(0), "baselines", baselines, "1 row or ", inputs.size(0),
+                " rows where index is None");
+  }
+  // An expanded row is one row: it is never written out.
+  const bool expanded = !rows && given > 1 && baselines.stride(0) == 0;
+  data = (expanded ? baselines.narrow(0, 0, 1) : baselines).contiguous(format);
+  count = data.size(0);
+  row_step = !rows && count == 1 ? 0 : row_elements(inputs);
+  element_step = 1;
+}
+
+// Rows need not be told apart for a scalar, nor for a row each.
+static int64_t row_of(const Baselines& base, const Tensor& inputs) {
+  const bool flat = base.element_step == 0 || (base.row_step != 0 && !base.index.defined());
+  return flat ? inputs.numel() : row_elements(inputs);
+}
+
+PathPoints::PathPoints(const Tensor& inputs, const Tensor& baselines, const std::optional<Tensor>& index,
+                       const Tensor& alphas)
+    : format(format_of(checked_rows("inputs", inputs))),
+      base(baselines, index, inputs, format),
+      inputs(inputs.contiguous(format)),
+      alphas(nodes_on("alphas", alphas, inputs)),
+      points(rows_like(inputs, alphas.numel() * inputs.size(0), inputs.scalar_type(), format)),
+      nodes(alphas.numel()),
+      elements(inputs.numel()),
+      row(row_of(base, inputs)) {}
+
+InPlace::InPlace(const Tensor& total, MemoryFormat format) : total(total), work(total.contiguous(format)) {}
+
+void InPlace::store() const {
+  if (!work.is_same(total)) {
+    total.copy_(work);
+  }
+}
+
+PathSum::PathSum(const Tensor& total, const Tensor& gradients, const Tensor& weights)
+    : format(format_of(checked_total("total", total))),
+      total(total, format),
+      weights(nodes_on("weights", weights, total)),
+      nodes(weights.numel()),
+      elements(total.numel()) {
+  check_rows("gradients", gradients);
+  check_like("gradients", gradients, nodes * total.size(0), total);
+  this->gradients = gradients.contiguous(format);
+}
+
+TimesChange::TimesChange(const Tensor& gradients, const Tensor& inputs, const Tensor& baselines,
+                         const std::optional<Tensor>& index)
+    : format(format_of(gradients)),
+      base(baselines, index, checked_rows("inputs", inputs), format),
+      inputs(inputs.contiguous(format)),
+      elements(inputs.numel()),
+      row(row_of(base, inputs)) {
+  check_like("gradients", gradients, inputs.size(0), inputs);
+  check_dtype("gradients", gradients, inputs.scalar_type(), accumulation(inputs.scalar_type()));
+  this->gradients = gradients.contiguous(format);
+  products = rows_like(gradients, gradients.size(0), gradients.scalar_type(), format);
+}
+
+RandomPoints::RandomPoints(const Tensor& inputs, const Tensor& baselines, const std::optional<Tensor>& index,
+                           const Tensor& coefficients)
+    : format(format_of(checked_rows("inputs", inputs))),
+      base(baselines, index, inputs, format),
+      inputs(inputs.contiguous(format)),
+      elements(inputs.numel()),
+      row(row_elements(inputs)) {
+  check_column("coefficients", coefficients, inputs);
+  check_dtype("coefficients", coefficients, inputs.scalar_type(), at::kDouble);
+  this->coefficients = coefficients.to(accumulation(inputs.scalar_type())).contiguous();
+  points = rows_like(inputs, inputs.size(0), inputs.scalar_type(), format);
+}
+
+NoisyCopies::NoisyCopies(const Tensor& inputs, const Tensor& noise, int64_t samples, int64_t start)
+    : format(format_of(checked_rows("inputs", inputs))),
+      inputs(inputs.contiguous(format)),
+      elements(noise.numel()),
+      row(row_elements(inputs)) {
+  check_like("noise", noise, noise.dim() ? noise.size(0) : 1, inputs);
+  check_dtype("noise", noise, inputs.scalar_type(), at::kFloat);
+  check_samples(samples, start, noise.size(0), inputs.size(0));
+  this->noise = noise.contiguous(format);
+  copies = rows_like(inputs, noise.size(0), inputs.scalar_type(), format);
+}
+
+Moments::Moments(const Tensor& total, const std::optional<Tensor>& squares, const Tensor& values, int64_t samples,
+                 int64_t start)
+    : format(format_of(checked_total("total", total))), total(total, format), row(row_elements(total)) {
+  check_rows("values", values);
+  check_like("values", values, values.size(0), total);
+  count = values.size(0);
+  check_samples(samples, start, count, total.size(0));
+  if (squares) {
+    check_like("squares", *squares, total.size(0), total);
+    check_dtype("squares", *squares, total.scalar_type(), total.scalar_type());
+    this->squares.emplace(*squares, format);
+  }
+  this->values = values.contiguous(format);
+  const int64_t first_example = start / samples;
+  const int64_t examples = count == 0 ? 0 : example_of(count - 1, start, samples) - first_example + 1;
+  first = offset_of(first_example, row);
+  elements = offset_of(examples, row);
+}
+
+void Moments::store() const {
+  total.store();
+  if (squares) {
+    squares->store();
+  }
+}
+
+}  // namespace fusum

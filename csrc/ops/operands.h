@@ -1,0 +1,116 @@
+// The operands of each op, checked and brought to one dense layout, the same for every device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "math/index.h"
+
+namespace fusum {
+
+// The baselines operand. Where rows need not be told apart (a scalar, or a row each), row is all elements.
+struct Baselines {
+  Baselines(const at::Tensor& baselines, const std::optional<at::Tensor>& index, const at::Tensor& inputs,
+            at::MemoryFormat format);
+
+  template <class T>
+  BaseRows<T> rows() const {
+    return {data.const_data_ptr<T>(), index.defined() ? index.const_data_ptr<int64_t>() : nullptr, row_step,
+            element_step, count};
+  }
+
+  at::Tensor data;
+  at::Tensor index;
+  int64_t count;
+  int64_t row_step;
+  int64_t element_step;
+};
+
+struct PathPoints {
+  PathPoints(const at::Tensor& inputs, const at::Tensor& baselines, const std::optional<at::Tensor>& index,
+             const at::Tensor& alphas);
+
+  at::MemoryFormat format;
+  Baselines base;
+  at::Tensor inputs;
+  at::Tensor alphas;
+  at::Tensor points;
+  int64_t nodes;
+  int64_t elements;
+  int64_t row;
+};
+
+// A tensor that is changed in place: work is total itself, or a dense copy that store() writes back.
+struct InPlace {
+  InPlace(const at::Tensor& total, at::MemoryFormat format);
+  void store() const;
+
+  at::Tensor total;
+  at::Tensor work;
+};
+
+struct PathSum {
+  PathSum(const at::Tensor& total, const at::Tensor& gradients, const at::Tensor& weights);
+
+  at::MemoryFormat format;
+  InPlace total;
+  at::Tensor gradients;
+  at::Tensor weights;
+  int64_t nodes;
+  int64_t elements;
+};
+
+struct TimesChange {
+  TimesChange(const at::Tensor& gradients, const at::Tensor& inputs, const at::Tensor& baselines,
+              const std::optional<at::Tensor>& index);
+
+  at::MemoryFormat format;
+  Baselines base;
+  at::Tensor gradients;
+  at::Tensor inputs;
+  at::Tensor products;
+  int64_t elements;
+  int64_t row;
+};
+
+struct RandomPoints {
+  RandomPoints(const at::Tensor& inputs, const at::Tensor& baselines, const std::optional<at::Tensor>& index,
+               const at::Tensor& coefficients);
+
+  at::MemoryFormat format;
+  Baselines base;
+  at::Tensor inputs;
+  at::Tensor coefficients;  // of the accumulation dtype
+  at::Tensor points;
+  int64_t elements;
+  int64_t row;
+};
+
+struct NoisyCopies {
+  NoisyCopies(const at::Tensor& inputs, const at::Tensor& noise, int64_t samples, int64_t start);
+
+  at::MemoryFormat format;
+  at::Tensor inputs;
+  at::Tensor noise;
+  at::Tensor copies;
+  int64_t elements;
+  int64_t row;
+};
+
+struct Moments {
+  Moments(const at::Tensor& total, const std::optional<at::Tensor>& squares, const at::Tensor& values, int64_t samples,
+          int64_t start);
+  void store() const;
+
+  at::MemoryFormat format;
+  InPlace total;
+  std::optional<InPlace> squares;
+  at::Tensor values;
+  int64_t count;     // rows of values
+  int64_t row;       // elements of a row
+  int64_t first;     // the first element of total that changes
+  int64_t elements;  // how many change
+};
+
+}  // namespace fusum

@@ -1,0 +1,159 @@
+"""The base classes, and the decorator that turns a plan into an ``attribute`` method."""
+
+from __future__ import annotations
+
+from abc import ABCMeta
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
+from typing import Any, ParamSpec
+
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from .. import profile
+from ..engine.gradients import compute_gradients
+from ..engine.run import convergence_delta, run
+from ..engine.support import why_not_fused
+from ..plan.spec import Call, Gradient, Once, Plan
+from ..plan.spec import Fold as Fold
+
+P = ParamSpec("P")
+
+
+def attribution(build: Callable[P, Call]) -> Callable[P, Any]:
+    """Make ``attribute`` of a method that builds a Call: the engine runs it.
+
+    As in captum, ``attribute.__wrapped__`` runs the same uncounted; ``attribute.build`` is the method itself.
+    """
+
+    @wraps(build)
+    def plain(*args: P.args, **kwargs: P.kwargs) -> Any:
+        return run(build(*args, **kwargs))
+
+    vars(plain).pop("__wrapped__")
+    vars(plain).update(__signature__=signature(build), build=build)
+
+    @wraps(plain)
+    def attribute(*args: P.args, **kwargs: P.kwargs) -> Any:
+        if profile.calls is None:
+            return plain(*args, **kwargs)
+        call = build(*args, **kwargs)
+        with profile.timed(type(args[0]).__name__, why_not_fused(call.plan)):
+            return run(call)
+
+    return attribute
+
+
+class Attribution(metaclass=ABCMeta):
+    """What all methods share: a model, or any function of its inputs, to explain.
+
+    Its metaclass lets classes of an installed captum count as subclasses while fusum stands in for it.
+    """
+
+    attribute: Callable[..., Any]
+    attribute_future: Callable[..., Any]
+    compute_convergence_delta: Callable[..., Any]
+
+    # Base classes are called by name, not through super(): captum's classes call them on objects that are not ours.
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
+        self.forward_func = forward_func
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether scores are multiplied by inputs (global attribution) or not (local attribution)."""
+        return False
+
+    def has_convergence_delta(self) -> bool:
+        """Whether the method can return a convergence delta."""
+        return False
+
+    @classmethod
+    def get_name(cls) -> str:
+        """The class name in words: "Integrated Gradients"."""
+        return "".join(c if c.islower() or i == 0 else " " + c for i, c in enumerate(cls.__name__))
+
+
+class GradientAttribution(Attribution):
+    """Methods that take gradients; gradient_func may be replaced by a function of the same arguments."""
+
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
+        Attribution.__init__(self, forward_func)
+        self.gradient_func = compute_gradients
+
+    @property
+    def rule(self) -> Gradient:
+        """How this object goes back: the plain gradient, or the function that replaced it."""
+        return Gradient() if self.gradient_func is compute_gradients else Gradient(self.gradient_func)
+
+    def compute_convergence_delta(
+        self,
+        attributions: Tensor | tuple[Tensor, ...],
+        start_point: Any,
+        end_point: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor:
+        """Sum of each example's attributions minus f(end_point) - f(start_point): [examples].
+
+        Arguments:
+            attributions: scores in the form of end_point.
+            start_point: baselines in any form.
+            end_point: the inputs.
+            target, additional_forward_args: as given to ``attribute``.
+
+        Raises:
+            ArgumentError: the arguments do not fit each other.
+        """
+        points = Plan(Once(), Fold.GRADIENT, Gradient(compute_gradients))
+        call = Call(
+            points, self.forward_func, end_point, start_point, target, additional_forward_args, has_baselines=True
+        )
+        return convergence_delta(call, attributions)
+
+
+class PerturbationAttribution(Attribution):
+    """Methods that change inputs and watch the output."""
+
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
+        Attribution.__init__(self, forward_func)
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether scores are multiplied by inputs: changes of the output are."""
+        return True
+
+
+class InternalAttribution(Attribution):
+    """Methods that look at a layer inside the model."""
+
+    def __init__(self, forward_func: Callable[..., Any], layer: Any, device_ids: list[int] | None = None) -> None:
+        Attribution.__init__(self, forward_func)
+        self.layer = layer
+        self.device_ids = device_ids
+
+
+class LayerAttribution(InternalAttribution):
+    """Methods that give scores to a layer's values."""
+
+    def __init__(self, forward_func: Callable[..., Any], layer: Any, device_ids: list[int] | None = None) -> None:
+        InternalAttribution.__init__(self, forward_func, layer, device_ids)
+
+    @staticmethod
+    def interpolate(
+        layer_attribution: Tensor, interpolate_dims: int | tuple[int, ...], interpolate_mode: str = "nearest"
+    ) -> Tensor:
+        """Resize scores [N, C, ...] to spatial size interpolate_dims, to lay them over an input."""
+        return interpolate(layer_attribution, interpolate_dims, mode=interpolate_mode)
+
+
+class NeuronAttribution(InternalAttribution):
+    """Methods that explain one neuron of a layer."""
+
+    def __init__(self, forward_func: Callable[..., Any], layer: Any, device_ids: list[int] | None = None) -> None:
+        InternalAttribution.__init__(self, forward_func, layer, device_ids)
+
+
+def no_future(self: Attribution) -> None:
+    """Futures are not supported by this method."""
+    raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")

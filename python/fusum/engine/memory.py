@@ -1,0 +1,113 @@
+"""How many rows a model sees at once: by what autograd saves for a row, measured once a model and input shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from ..settings import current
+
+# On a CPU more rows gain nothing once they fill the caches, but a few are wanted whatever they weigh, up to a limit:
+# weights are then read once for all of them (python -m benchmarks.chunks).
+_CPU_BYTES = 24 * 2**20
+_CPU_FEW_ROWS, _CPU_FEW_BYTES = 10, 256 * 2**20
+_CPU_MOST_ROWS = 4096
+_CUDA_SHARE, _CUDA_BYTES = 0.3, 4 * 2**30
+# Before a model is measured: not many rows, and activations guessed at this many times its inputs.
+_FIRST_ROWS = 256
+_GUESS = 64
+
+_footprints: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
+
+
+class Footprint:
+    """Bytes that autograd keeps for one row of this model, for inputs of these shapes; 0 until measured."""
+
+    __slots__ = ("_device", "_input_bytes", "_key", "_known")
+
+    def __init__(self, model: Any, inputs: tuple[Tensor | None, ...]) -> None:
+        present = [x for x in inputs if x is not None]
+        self._device = present[0].device
+        self._input_bytes = sum(x.element_size() * (x.numel() // x.shape[0]) for x in present)
+        self._key = (self._device, *((x.dtype, x.shape[1:]) for x in present))
+        try:
+            self._known = _footprints.setdefault(model, {})
+        except TypeError:  # a callable that cannot be referred to weakly is measured at every call
+            self._known = {}
+
+    @property
+    def measured(self) -> bool:
+        return self._key in self._known
+
+    def rows(self) -> int:
+        """Rows to run at once."""
+        if self.measured:
+            return _rows(self._known[self._key], self._device)
+        return min(_FIRST_ROWS, _rows(_GUESS * self._input_bytes + 1, self._device))
+
+    @contextmanager
+    def measure(self, rows: int) -> Iterator[None]:
+        """Record what autograd saves inside, while rows rows run."""
+        seen: dict[int, int] = {}
+
+        def pack(x: Tensor) -> Tensor:
+            if x.dim() and x.shape[0] % rows == 0:
+                storage = x.untyped_storage()
+                seen[storage.data_ptr()] = storage.nbytes()
+            return x
+
+        with saved_tensors_hooks(pack, _unpack):
+            yield
+        self._known[self._key] = 4 * self._input_bytes + sum(seen.values()) // rows
+
+    def shrink(self, rows: int) -> None:
+        """Remember to run no more than rows rows."""
+        self._known[self._key] = max(self._known.get(self._key, 1), _budget(self._device) // rows)
+
+
+def is_small(inputs: tuple[Tensor | None, ...], copies: int) -> bool:
+    """Whether copies of inputs are so few and so small that they run at once, unmeasured."""
+    if current().memory is not None:
+        return False
+    present = [x for x in inputs if x is not None]
+    weight = sum([x.nbytes for x in present]) * copies * _GUESS
+    return weight <= _CPU_BYTES and len(present[0]) * copies <= _FIRST_ROWS
+
+
+def _unpack(x: Tensor) -> Tensor:
+    return x
+
+
+def _budget(device: torch.device) -> int:
+    """Bytes that the activations of one chunk may take."""
+    wanted = current().memory
+    if wanted is not None:
+        return wanted
+    if device.type != "cuda":
+        return _CPU_FEW_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(min(_CUDA_BYTES, _CUDA_SHARE * (free + cached)))
+
+
+def _rows(bytes_a_row: int, device: torch.device) -> int:
+    most = max(1, _budget(device) // bytes_a_row)
+    if device.type == "cuda" or current().memory is not None:
+        return most
+    return min(most, _CPU_MOST_ROWS, max(_CPU_FEW_ROWS, _CPU_BYTES // bytes_a_row))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether error says that memory ran out: fewer rows may then do."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator" in text or "out of memory" in text or "not enough memory" in text
+    )

@@ -1,0 +1,111 @@
+"""One view of every model format: functions, modules, ScriptModules, exported programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, ArgumentTypeError
+
+# What an exported program takes, by program: (its module where the program is not one itself, low, high).
+_exported: WeakKeyDictionary[Any, tuple[nn.Module | None, int, int | None]] = WeakKeyDictionary()
+_FIXED = (torch.fx.GraphModule, torch.export.ExportedProgram)
+_COUPLING = ("BatchNorm", "Dropout")
+
+
+class Model:
+    """A callable on rows. low, high: how many rows it takes at once, where an exported program fixes that."""
+
+    __slots__ = ("call", "high", "key", "low")
+
+    def __init__(self, call: Callable[..., Any], key: Any, low: int = 1, high: int | None = None) -> None:
+        self.call, self.key, self.low, self.high = call, key, low, high
+
+    def __call__(self, inputs: tuple[Tensor | None, ...], extra: tuple[Any, ...], rows: int) -> Tensor:
+        """The output that is explained, [rows, ...]; short batches are padded to what an exported program takes."""
+        if rows < self.low:
+            padding = self.low - rows
+            inputs = tuple(_pad(x, rows, padding) for x in inputs)
+            extra = tuple(_pad(x, rows, padding) for x in extra)
+        out = explained(self.call(*inputs, *extra))
+        if rows < self.low and out.dim() and out.shape[0] == self.low:
+            out = out[:rows]
+        return out
+
+
+def view(forward_func: Any) -> Model:
+    """The Model of what a user passed as forward_func."""
+    if isinstance(forward_func, _FIXED):
+        if forward_func not in _exported:
+            _exported[forward_func] = _look_into(forward_func)
+        module, low, high = _exported[forward_func]
+        return Model(module or forward_func, forward_func, low, high)
+    if not callable(forward_func):
+        raise ArgumentTypeError(
+            f"forward_func: got {type(forward_func).__name__}; expected a callable, a module or an exported program"
+        )
+    # A bound method is made anew at every access; its object lasts. Modules are not asked: they are slow to say no.
+    owner = None if isinstance(forward_func, nn.Module) else getattr(forward_func, "__self__", None)
+    return Model(forward_func, forward_func if owner is None else owner)
+
+
+def _look_into(program: Any) -> tuple[nn.Module | None, int, int | None]:
+    module = program if isinstance(program, torch.fx.GraphModule) else program.module()
+    low, high = 1, None
+    values = (node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder")
+    batch: Any = next((v.shape[0] for v in values if isinstance(v, Tensor) and v.dim()), None)
+    if isinstance(batch, int):
+        low = high = batch
+    elif batch is not None:
+        bounds = batch.node.shape_env.bound_sympy(batch.node.expr)
+        low, high = max(1, int(bounds.lower)), int(bounds.upper) if bounds.upper.is_Integer else None
+    # A GraphModule is not stored in its own entry: a weak key that its value holds would never be collected.
+    return None if module is program else module, low, high
+
+
+def explained(out: Any) -> Tensor:
+    """Of several outputs `logits`, or else the first tensor."""
+    if isinstance(out, Tensor):
+        return out
+    logits = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    items = out.values() if isinstance(out, Mapping) else out if isinstance(out, (tuple, list)) else ()
+    for item in items:
+        if isinstance(item, Tensor):
+            return item
+    raise ArgumentTypeError(
+        f"forward_func: returned {type(out).__name__}; expected a tensor, or a tuple or mapping that holds one"
+    )
+
+
+def check_rows(out: Tensor, rows: int) -> None:
+    """Raise unless out has a row for each of rows examples."""
+    if out.dim() == 0 or out.shape[0] != rows:
+        raise ArgumentError(
+            f"forward_func: returned shape {tuple(out.shape)} for {rows} examples; expected one row an example "
+            "(a model that returns one number a batch cannot be explained example by example)"
+        )
+
+
+def couples_rows(owner: Any) -> bool:
+    """Whether cutting a batch would change the results of a model: it has batch norm or dropout in training mode."""
+    if not isinstance(owner, nn.Module) or not getattr(owner, "training", False):  # frozen modules do not have it
+        return False
+    names = (getattr(m, "original_name", type(m).__name__) for m in owner.modules() if m.training)
+    return any(word in name for name in names for word in _COUPLING)
+
+
+def keeps_rows_apart(owner: Any) -> bool:
+    """Whether a row's value is known not to depend on its batch; of a function that hides its model nothing is known."""
+    return isinstance(owner, (nn.Module, torch.export.ExportedProgram)) and not couples_rows(owner)
+
+
+def _pad(x: Any, rows: int, padding: int) -> Any:
+    if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] != rows:
+        return x
+    return torch.cat([x, x[-1:].expand(padding, *x.shape[1:])])

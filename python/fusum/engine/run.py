@@ -1,0 +1,281 @@
+"""The one loop: evaluates a plan's points block by block, walks back, folds the results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import ArgumentError
+from ..plan import points as draw
+from ..plan.arguments import Arguments, normalise
+from ..plan.chunks import cut, even, halve
+from ..plan.spec import Call, Fold, Line, Noise, Once, Other, RandomLine
+from ..settings import current
+from .batch import Baselines, Batch, Block, Tensors
+from .gradients import differentiate
+from .memory import Footprint, is_out_of_memory, is_small
+from .model import check_rows, couples_rows, keeps_rows_apart, view
+from .support import insist, why_not_fused
+from .tunnel import Score, Scores, smooth, smooth_other
+from .values import Values, completeness_gap
+
+
+def run(call: Call) -> Any:
+    """The attributions of one call, in the form of its inputs; with a delta one an example if it was asked for."""
+    insist(why_not_fused(call.plan))
+    noise = call.plan.noise
+    with scope():
+        if noise is not None and isinstance(call.plan.points, Other):
+            return smooth_other(noise, call.plan.points, call.inputs)
+        arguments = normalise(call)
+        job = Job(call, arguments)
+        if noise is not None:
+            scores, delta = smooth(noise, arguments.inputs, job.tunnel(noise))
+        else:
+            scores, delta = job.all(Batch(arguments, arguments.baselines))
+    result = scores[0] if arguments.single else scores
+    return (result, delta) if call.return_convergence_delta else result
+
+
+def convergence_delta(call: Call, attributions: Any) -> Tensor:
+    """Sum of each example's attributions minus the change of the model from call's baselines to its inputs."""
+    with scope():
+        arguments = normalise(call)
+        scores = attributions if isinstance(attributions, tuple) else (attributions,)
+        for i, s in enumerate(scores):
+            if s.shape[:1] != (arguments.examples,):
+                raise ArgumentError(
+                    f"attributions[{i}]: got shape {tuple(s.shape)}; expected {arguments.examples} examples"
+                )
+        batch = Batch(arguments, arguments.baselines)
+        values = Job(call, arguments).values(batch)
+        with torch.no_grad():
+            return completeness_gap(scores, values.change(batch.block(0, batch.examples), None))
+
+
+class scope:
+    """Gradients on, inference mode off, and the JIT's optimiser off: it would compile anew for every batch size.
+
+    A class and not a generator, because it is entered at every call and some calls take 300 microseconds.
+    """
+
+    __slots__ = ("_inference", "_optimised", "_was_grad")
+
+    def __enter__(self) -> None:
+        self._optimised = torch._C._get_graph_executor_optimize()
+        torch._C._set_graph_executor_optimize(False)
+        self._inference = torch.inference_mode(False) if torch.is_inference_mode_enabled() else None
+        if self._inference is not None:
+            self._inference.__enter__()
+        self._was_grad = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(True)
+
+    def __exit__(self, *error: object) -> None:
+        torch._C._set_grad_enabled(self._was_grad)
+        if self._inference is not None:
+            self._inference.__exit__(None, None, None)
+        torch._C._set_graph_executor_optimize(self._optimised)
+
+
+class Job:
+    """One call while it runs: its plan, model and arguments, and how many rows the model sees at once (None: all)."""
+
+    __slots__ = ("arguments", "footprint", "forward_func", "model", "plan", "rows", "wants_delta")
+
+    def __init__(self, call: Call, arguments: Arguments) -> None:
+        self.plan = call.plan
+        self.forward_func = call.forward_func
+        self.model = view(call.forward_func)
+        self.arguments = arguments
+        self.wants_delta = call.return_convergence_delta
+        self.footprint = Footprint(self.model.key, arguments.inputs) if self._is_automatic() else None
+        self.rows = self._most_rows()
+
+    def _is_automatic(self) -> bool:
+        """Whether to choose rows: nobody set them, there is much to do, and a cut batch has the same results."""
+        settings = current()
+        if self.arguments.max_rows or (settings.max_rows and not settings.memory):
+            return False
+        points = self.plan.points.n_steps if isinstance(self.plan.points, Line) else 1
+        samples = self.plan.noise.samples if self.plan.noise is not None else 1
+        if self.plan.rule.function is not None or is_small(self.arguments.inputs, points * samples):
+            return False
+        return not couples_rows(self.model.key)
+
+    def _most_rows(self) -> int | None:
+        automatic = None if self.footprint is None else self.footprint.rows()
+        caps = (automatic, self.arguments.max_rows, current().max_rows, self.model.high)
+        return min([n for n in caps if n is not None], default=None)
+
+    def coefficients(self, examples: int) -> Tensor | None:
+        """Random positions on the line, where the plan wants them."""
+        if not isinstance(self.plan.points, RandomLine):
+            return None
+        return draw.coefficients(examples, next(x for x in self.arguments.inputs if x is not None))
+
+    def tunnel(self, noise: Noise) -> Score:
+        """How a tunnel gets the scores of this plan for noisy copies."""
+        baselines: dict[int, Baselines] = {}
+
+        def score(
+            samples: int, drawn: Tensors, stdevs: tuple[float, ...]
+        ) -> Iterator[tuple[int, Scores, Tensor | None]]:
+            if samples not in baselines:  # drawn once for all partitions of one size, as captum does
+                baselines[samples] = self._copied_baselines(samples, noise.draw_baselines)
+            coefficients = self.coefficients(self.arguments.examples * samples)
+            return self.blocks(Batch(self.arguments, baselines[samples], coefficients, samples, drawn, stdevs))
+
+        return score
+
+    def _copied_baselines(self, samples: int, drawn: bool) -> Baselines:
+        if not drawn:
+            return tuple(b and b.copies(samples) for b in self.arguments.baselines)
+        draws = self.arguments.examples * samples
+        return tuple(
+            b.drawn(draw.choices(len(b.value), draws, b.value.device)) if b and b.value.dim() else b
+            for b in self.arguments.baselines
+        )
+
+    def all(self, batch: Batch) -> tuple[Scores, Tensor | None]:
+        """Scores and deltas of a whole batch."""
+        blocks = list(self.blocks(batch))
+        if len(blocks) == 1:
+            return blocks[0][1:]
+        columns = zip(*(scores for _, scores, _ in blocks), strict=True)
+        joined = tuple(None if column[0] is None else torch.cat(column) for column in columns)
+        deltas = [delta for *_, delta in blocks if delta is not None]
+        return joined, torch.cat(deltas) if deltas else None
+
+    def blocks(self, batch: Batch) -> Iterator[tuple[int, Scores, Tensor | None]]:
+        """(start, scores, delta) of blocks of examples; one that runs out of memory is run again in smaller pieces."""
+        n = self.plan.points.n_steps if isinstance(self.plan.points, Line) else 1
+        values = self.values(batch) if self.wants_delta else None
+        start = 0
+        while start < batch.examples:
+            examples, points = batch.examples - start, n
+            if self.rows is not None:
+                examples, points = cut(examples, points, self.rows)
+            try:
+                scores, delta = self._block(batch.block(start, start + examples), points, values)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not self._shrink(examples, points):
+                    raise
+                continue
+            yield start, scores, delta
+            start += examples
+
+    def values(self, batch: Batch) -> Values:
+        """The model's values at the ends of every example's path."""
+        return Values(self.model, batch, shares=keeps_rows_apart(self.model.key))
+
+    def _shrink(self, examples: int, points: int) -> bool:
+        """After running out of memory: take fewer rows from now on. False where there are none fewer."""
+        smaller = halve(examples, points)
+        if smaller is None or (smaller[0] < examples and couples_rows(self.model.key)):
+            return False
+        self.rows = smaller[0] * smaller[1]
+        if self.footprint is not None:
+            self.footprint.shrink(self.rows)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return True
+
+    def _block(self, block: Block, points: int, values: Values | None) -> tuple[Scores, Tensor | None]:
+        if isinstance(self.plan.points, Line):
+            gradients = self._line(self.plan.points, block, points, values)
+        else:
+            gradients, _ = self._step(self._single_points(block), block, 1)
+        how = self.plan.fold
+        baselines = block.baselines or block.inputs
+        scores = tuple([_fold(how, *each) for each in zip(gradients, block.inputs, baselines, strict=True)])
+        if values is None:
+            return scores, None
+        return scores, completeness_gap(scores, values.change(block, self.rows))
+
+    def _single_points(self, block: Block) -> Tensors:
+        coefficients = block.batch.coefficients
+        if coefficients is None:
+            return tuple([x if x is None else x.detach() for x in block.inputs])
+        c = coefficients[block.start : block.stop]
+        pairs = zip(block.inputs, block.baselines, strict=True)
+        return tuple([x if x is None or b is None else ops.random_points(x, b.value, b.index, c) for x, b in pairs])
+
+    def _line(self, line: Line, block: Block, points: int, values: Values | None) -> Tensors:
+        """The weighted sum of the gradients along the line, in float32 for half types."""
+        pairs = list(zip(block.inputs, block.baselines, strict=True))
+        alphas, weights = draw.quadrature_tensors(line.method, line.n_steps, _device(block.inputs))
+        totals = tuple([None if x is None else _accumulator(x) for x in block.inputs])
+        done = 0
+        while done < line.n_steps:
+            part = slice(done, min(done + points, line.n_steps))
+            a, w = (alphas, weights) if points == line.n_steps else (alphas[part], weights[part])
+            at = tuple([x if x is None or b is None else ops.path_points(x, b.value, b.index, a) for x, b in pairs])
+            rows_before = self.rows
+            gradients, out = self._step(at, block, part.stop - done)
+            if values is not None and out is not None:
+                values.keep(line, part, out, block)
+            for total, gradient in zip(totals, gradients, strict=True):
+                if total is not None and gradient is not None:
+                    ops.path_sum(total, gradient, w)
+            done = part.stop
+            if self.rows != rows_before and self.rows is not None and done < line.n_steps:
+                points = even(line.n_steps - done, max(1, self.rows // block.examples))
+        return totals
+
+    def _step(self, at: Tensors, block: Block, points: int) -> tuple[Tensors, Tensor | None]:
+        """Gradients at the given rows, and the model's output there where it is known."""
+        if self.plan.rule.function is not None:
+            return self._replaced_step(at, block, points), None
+        if self.footprint is None or self.footprint.measured:
+            return self._fused_step(at, block, points)
+        with self.footprint.measure(points * block.examples):
+            found = self._fused_step(at, block, points)
+        self.rows = self._most_rows()
+        return found
+
+    def _fused_step(self, at: Tensors, block: Block, points: int) -> tuple[Tensors, Tensor]:
+        rows = points * block.examples
+        leaves = [x.requires_grad_() for x in at if x is not None]
+        out = self.model(at, block.extra(points), rows)
+        whole = self.plan.noise is None and isinstance(self.plan.points, Once) and rows == self.arguments.examples
+        if not (whole and out.dim()):
+            check_rows(out, rows)
+        cotangent = self.arguments.target.cotangent(out, block.target_rows(points, out.device))
+        found = differentiate(out, leaves, cotangent)
+        if len(found) < len(at):
+            rest = iter(found)
+            return tuple([None if x is None else next(rest) for x in at]), out.detach()
+        return found, out.detach()
+
+    def _replaced_step(self, at: Tensors, block: Block, points: int) -> Tensors:
+        given = tuple(x.requires_grad_() if x is not None and x.is_floating_point() else x for x in at)
+        extra = block.extra(points, repeat_all=True) or None
+        gradients = self.plan.rule.function(self.forward_func, given, block.raw_target(points), extra)  # type: ignore[misc]
+        return tuple(g if g is None else g.detach() for g in gradients)
+
+
+def _fold(how: Fold, gradient: Tensor | None, x: Tensor | None, baseline: Any) -> Tensor | None:
+    """Scores from gradients; where the input is NaN, so is its score."""
+    if gradient is None or x is None:
+        return None
+    if how is Fold.TIMES_CHANGE:
+        return ops.times_change(gradient, x, baseline.value, baseline.index)
+    if how is Fold.TIMES_INPUT:
+        return x * gradient
+    score = gradient.abs() if how is Fold.ABS else gradient
+    return torch.where(x == x, score, x) if x.is_floating_point() else score
+
+
+def _device(inputs: Tensors) -> torch.device:
+    for x in inputs:
+        if x is not None:
+            return x.device
+    raise AssertionError("inputs hold a tensor: that was checked")
+
+
+def _accumulator(x: Tensor) -> Tensor:
+    return torch.zeros_like(x, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)

@@ -1,0 +1,32 @@
+"""Why a call cannot take the fused path, in words; decided before it runs, never by catching an error."""
+
+from __future__ import annotations
+
+from .. import ops
+from ..errors import StrictError
+from ..plan.spec import Other, Plan
+from ..settings import current
+
+REPLACED_GRADIENT = "gradient_func was replaced, so its own way of taking gradients is called"
+
+
+def why_not_fused(plan: Plan) -> str | None:
+    """The reason why this plan would not run fused, or None where it does."""
+    if plan.rule.function is not None:
+        return REPLACED_GRADIENT
+    if isinstance(plan.points, Other) and plan.points.reason is not None:
+        return plan.points.reason
+    return without_kernels()
+
+
+def without_kernels() -> str | None:
+    """The reason why the calling thread runs reference ops, or None where it runs kernels."""
+    if current().backend == "reference":
+        return 'the reference ops were asked for (backend="reference")'
+    return None if ops.kernels_loaded() else ops.why_not()
+
+
+def insist(reason: str | None) -> None:
+    """Under ``strict``, raise where there is a reason."""
+    if reason is not None and current().strict:
+        raise StrictError(f"strict: this call would leave the fused path: {reason}")

@@ -1,0 +1,129 @@
+"""The ops: thin typed wrappers over ``torch.ops.fusum``, which runs compiled kernels or, failing those, ``reference``.
+
+The operand ``(baselines, index)`` is the same everywhere: baselines is a 0-dim tensor (one number for everything),
+``[1, ...]`` (one row for every row) or ``[N, ...]``; with index (int64 ``[R]``) row r uses ``baselines[index[r]]``,
+without it ``baselines[r]``. No op is differentiable. Wrong shapes, dtypes or devices raise ``ValueError`` and name the
+argument.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..settings import current
+from . import reference
+from .library import kernels_loaded, register, why_not
+
+__all__ = [
+    "kernels_loaded",
+    "moments",
+    "noisy_copies",
+    "path_points",
+    "path_sum",
+    "random_points",
+    "times_change",
+    "why_not",
+]
+
+_op = register(reference.BODIES)
+
+
+def path_points(inputs: Tensor, baselines: Tensor, index: Tensor | None, alphas: Tensor) -> Tensor:
+    """Points on the straight line from each baseline to its input.
+
+    Arguments:
+        inputs: ``[B, ...]``, floating point.
+        baselines: the baselines operand, of the dtype and device of inputs.
+        index: the rows of baselines, or None.
+        alphas: float64 ``[n]``, on the CPU or the device of inputs; 0 is the baseline, 1 the input.
+
+    Returns:
+        ``[n * B, ...]`` in the dtype of inputs; row ``p * B + b`` is ``base_b + alphas[p] * (inputs[b] - base_b)``.
+    """
+    if current().backend == "reference":
+        return reference.path_points(inputs, baselines, index, alphas)
+    return _op["path_points"](inputs, baselines, index, alphas)
+
+
+def path_sum(total: Tensor, gradients: Tensor, weights: Tensor) -> None:
+    """Add a weighted sum of gradients along a path to total, in place.
+
+    The kernels sum over the points in order, starting from total: how points are cut into calls changes no bit.
+
+    Arguments:
+        total: ``[B, ...]``, float32 or float64, changed in place.
+        gradients: ``[n * B, ...]``, floating point, ordered as the rows of ``path_points``.
+        weights: float64 ``[n]``, on the CPU or the device of total.
+    """
+    if current().backend == "reference":
+        reference.path_sum(total, gradients, weights)
+    else:
+        _op["path_sum"](total, gradients, weights)
+
+
+def times_change(gradients: Tensor, inputs: Tensor, baselines: Tensor, index: Tensor | None) -> Tensor:
+    """gradients * (inputs - baselines).
+
+    Arguments:
+        gradients: ``[R, ...]``, the dtype of inputs, or float32 where inputs are bfloat16 or float16.
+        inputs: ``[R, ...]``, floating point.
+        baselines: the baselines operand, of the dtype and device of inputs.
+        index: the rows of baselines, or None.
+
+    Returns:
+        A new tensor ``[R, ...]`` in the dtype of gradients.
+    """
+    if current().backend == "reference":
+        return reference.times_change(gradients, inputs, baselines, index)
+    return _op["times_change"](gradients, inputs, baselines, index)
+
+
+def random_points(inputs: Tensor, baselines: Tensor, index: Tensor | None, coefficients: Tensor) -> Tensor:
+    """One point on the line between each input and its baseline.
+
+    Arguments:
+        inputs: ``[R, ...]``, floating point.
+        baselines: the baselines operand, of the dtype and device of inputs.
+        index: the rows of baselines, or None.
+        coefficients: ``[R]``, float64 or the dtype of inputs; 0 is the baseline, 1 the input.
+
+    Returns:
+        ``[R, ...]`` in the dtype of inputs: ``c * inputs + (1 - c) * base``.
+    """
+    if current().backend == "reference":
+        return reference.random_points(inputs, baselines, index, coefficients)
+    return _op["random_points"](inputs, baselines, index, coefficients)
+
+
+def noisy_copies(inputs: Tensor, noise: Tensor, stdev: float, samples: int, start: int) -> Tensor:
+    """Copies of each input with scaled noise, from row start of the whole ``[B * samples, ...]``.
+
+    Arguments:
+        inputs: ``[B, ...]``, floating point.
+        noise: ``[R, ...]``, float32 or the dtype of inputs, of unit scale.
+        stdev: the factor of the noise.
+        samples: copies of each example, at least 1.
+        start: the first row wanted, at least 0.
+
+    Returns:
+        ``[R, ...]`` in the dtype of inputs; row r is ``inputs[(start + r) // samples] + stdev * noise[r]``.
+    """
+    if current().backend == "reference":
+        return reference.noisy_copies(inputs, noise, stdev, samples, start)
+    return _op["noisy_copies"](inputs, noise, stdev, samples, start)
+
+
+def moments(total: Tensor, squares: Tensor | None, values: Tensor, samples: int, start: int) -> None:
+    """Add each example's rows, and their squares, to running sums, in place and in the order of the rows.
+
+    Arguments:
+        total: ``[B, ...]``, float32 or float64; row r of values is added to ``total[(start + r) // samples]``.
+        squares: like total, gets the squares; None where they are not wanted.
+        values: ``[R, ...]``, floating point.
+        samples: rows of each example, at least 1.
+        start: the place of the first row in the whole ``[B * samples, ...]``, at least 0.
+    """
+    if current().backend == "reference":
+        reference.moments(total, squares, values, samples, start)
+    else:
+        _op["moments"](total, squares, values, samples, start)

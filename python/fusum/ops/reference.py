@@ -1,0 +1,185 @@
+"""Every op of ``schema.def`` in pure PyTorch: the path without a compiler, and what fake and meta tensors run.
+
+All arithmetic is done in the accumulation dtype (float64 for float64, else float32) and rounded once to the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_PRODUCT = 2**18  # elements of the largest product that path_sum writes out
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def path_points(inputs: Tensor, baselines: Tensor, index: Tensor | None, alphas: Tensor) -> Tensor:
+    """Rows base + alpha * (input - base), all examples of the first alpha first; see ``fusum.ops.path_points``."""
+    _check_rows("inputs", inputs)
+    _check_nodes("alphas", alphas, inputs)
+    acc = _accumulation(inputs.dtype)
+    base = _base_rows(baselines, index, inputs).to(acc)
+    change = inputs.to(acc) - base
+    nodes, rows = alphas.numel(), inputs.shape[0]
+    points = _rows_like(inputs, nodes * rows)
+    steps = alphas.to(inputs.device, acc).view(-1, *[1] * inputs.dim())
+    torch.addcmul(base, change, steps, out=points.unflatten(0, (nodes, rows)))
+    return points
+
+
+def path_sum(total: Tensor, gradients: Tensor, weights: Tensor) -> None:
+    """total[b] += sum over p of weights[p] * gradients[p * B + b], in place."""
+    _check_total("total", total)
+    _check_rows("gradients", gradients)
+    _check_nodes("weights", weights, total)
+    nodes, rows = weights.numel(), total.shape[0]
+    _check_shape("gradients", gradients, (nodes * rows, *total.shape[1:]), total)
+    factors = weights.to(total.device, total.dtype).view(-1, *[1] * total.dim())
+    points = gradients.unflatten(0, (nodes, rows))
+    # Small points in one product (no matrix product: that follows the caller's choice of float32 precision), large ones
+    # one by one without it.
+    if gradients.numel() <= _PRODUCT:
+        total.add_((points * factors).sum(0))
+        return
+    for factor, point in zip(factors.unbind(0), points.unbind(0), strict=True):
+        total.addcmul_(point.to(total.dtype), factor)
+
+
+def times_change(gradients: Tensor, inputs: Tensor, baselines: Tensor, index: Tensor | None) -> Tensor:
+    """gradients * (inputs - baselines) in the dtype of the gradients."""
+    _check_rows("inputs", inputs)
+    acc = _accumulation(inputs.dtype)
+    _check_shape("gradients", gradients, tuple(inputs.shape), inputs)
+    _check_dtype("gradients", gradients, inputs.dtype, acc)
+    change = inputs.to(acc) - _base_rows(baselines, index, inputs).to(acc)
+    return torch.mul(change, gradients, out=_rows_like(gradients, gradients.shape[0]))
+
+
+def random_points(inputs: Tensor, baselines: Tensor, index: Tensor | None, coefficients: Tensor) -> Tensor:
+    """Rows c * input + (1 - c) * base, with one coefficient c a row."""
+    _check_rows("inputs", inputs)
+    _check_shape("coefficients", coefficients, (inputs.shape[0],), inputs)
+    _check_dtype("coefficients", coefficients, inputs.dtype, torch.float64)
+    acc = _accumulation(inputs.dtype)
+    share = coefficients.to(acc).view(-1, *[1] * (inputs.dim() - 1))
+    rest = _base_rows(baselines, index, inputs).to(acc) * (1 - share)
+    return torch.add(inputs.to(acc) * share, rest, out=_rows_like(inputs, inputs.shape[0]))
+
+
+def noisy_copies(inputs: Tensor, noise: Tensor, stdev: float, samples: int, start: int) -> Tensor:
+    """Row r is inputs[(start + r) // samples] + stdev * noise[r]."""
+    _check_rows("inputs", inputs)
+    _check_shape("noise", noise, (noise.shape[0] if noise.dim() else 1, *inputs.shape[1:]), inputs)
+    _check_dtype("noise", noise, inputs.dtype, torch.float32)
+    acc = _accumulation(inputs.dtype)
+    example = _example_of_row(noise, samples, start, inputs.shape[0])
+    copies = _rows_like(inputs, noise.shape[0])
+    return torch.add(noise.to(acc) * stdev, inputs.index_select(0, example), out=copies)
+
+
+def moments(total: Tensor, squares: Tensor | None, values: Tensor, samples: int, start: int) -> None:
+    """total[(start + r) // samples] += values[r], and its square into squares, in place and in the order of r."""
+    _check_total("total", total)
+    _check_rows("values", values)
+    _check_shape("values", values, (values.shape[0], *total.shape[1:]), total)
+    example = _example_of_row(values, samples, start, total.shape[0])
+    values = values.to(total.dtype)
+    total.index_add_(0, example, values)
+    if squares is not None:
+        _check_shape("squares", squares, tuple(total.shape), total)
+        _check_dtype("squares", squares, total.dtype)
+        squares.index_add_(0, example, values * values)
+
+
+BODIES: dict[str, Callable[..., Any]] = {
+    body.__name__: body for body in (path_points, path_sum, times_change, random_points, noisy_copies, moments)
+}
+
+
+def _accumulation(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _rows_like(leader: Tensor, count: int) -> Tensor:
+    """A new tensor of count rows; channels last where leader is that and not plainly dense."""
+    channels_last = _CHANNELS_LAST.get(leader.dim(), torch.contiguous_format)
+    follow = not leader.is_contiguous() and leader.is_contiguous(memory_format=channels_last)
+    memory_format = channels_last if follow else torch.contiguous_format
+    shape = (count, *leader.shape[1:])
+    return torch.empty(shape, dtype=leader.dtype, device=leader.device, memory_format=memory_format)
+
+
+def _base_rows(baselines: Tensor, index: Tensor | None, inputs: Tensor) -> Tensor:
+    """The baselines operand as a tensor that broadcasts against inputs."""
+    _check_dtype("baselines", baselines, inputs.dtype)
+    _check_device("baselines", baselines, inputs)
+    rows = inputs.shape[0]
+    if baselines.dim() == 0:
+        if index is not None:
+            _fail("index", index, "None with a scalar baseline")
+        return baselines
+    if baselines.shape[1:] != inputs.shape[1:]:
+        _fail("baselines", baselines, f"a scalar or rows of shape {list(inputs.shape[1:])}")
+    if index is None:
+        if baselines.shape[0] not in (1, rows):
+            _fail("baselines", baselines, f"1 row or {rows} rows where index is None")
+        return baselines
+    _check_shape("index", index, (rows,), inputs)
+    _check_dtype("index", index, torch.int64)
+    return baselines.index_select(0, index)
+
+
+def _example_of_row(rows: Tensor, samples: int, start: int, examples: int) -> Tensor:
+    if samples < 1:
+        raise ArgumentError(f"samples: got {samples}; expected at least 1")
+    count = rows.shape[0]
+    if start < 0 or start + count > examples * samples:
+        raise ArgumentError(
+            f"start: got {start} with {count} rows; expected rows within {examples} examples of {samples} samples"
+        )
+    return torch.arange(start, start + count, device=rows.device).div_(samples, rounding_mode="floor")
+
+
+def _check_rows(name: str, tensor: Tensor) -> None:
+    if tensor.dim() == 0:
+        _fail(name, tensor, "at least one dimension")
+    _check_dtype(name, tensor, *_FLOATS)
+
+
+def _check_total(name: str, total: Tensor) -> None:
+    _check_rows(name, total)
+    _check_dtype(name, total, torch.float64, torch.float32)
+
+
+def _check_nodes(name: str, nodes: Tensor, leader: Tensor) -> None:
+    if nodes.dim() != 1:
+        _fail(name, nodes, "one dimension")
+    _check_dtype(name, nodes, torch.float64)
+    if nodes.device.type != "cpu":
+        _check_device(name, nodes, leader)
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], leader: Tensor) -> None:
+    if tuple(tensor.shape) != shape:
+        _fail(name, tensor, f"shape {list(shape)}")
+    _check_device(name, tensor, leader)
+
+
+def _check_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
+    if tensor.dtype not in allowed:
+        _fail(name, tensor, " or ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(allowed)))
+
+
+def _check_device(name: str, tensor: Tensor, leader: Tensor) -> None:
+    if tensor.device != leader.device:
+        _fail(name, tensor, f"a tensor on {leader.device}")
+
+
+def _fail(name: str, tensor: Tensor, expected: str) -> None:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    raise ArgumentError(f"{name}: got {dtype} {list(tensor.shape)} on {tensor.device}; expected {expected}")

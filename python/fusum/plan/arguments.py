@@ -1,0 +1,176 @@
+"""The only normaliser: whatever a user passes becomes one checked form here, before the model runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError, ArgumentTypeError
+from ..settings import positive_int
+from .spec import Call, Once
+from .target import Target
+
+
+@dataclass(slots=True)
+class Baseline:
+    """A baselines operand: value is 0-dim, [1, ...] or [N, ...]; with index, row r starts at value[index[r]]."""
+
+    value: Tensor
+    index: Tensor | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether every example starts from the same values."""
+        return self.value.dim() == 0 or self.value.shape[0] == 1
+
+    def rows(self, start: int, stop: int) -> Baseline:
+        """The operand for rows start to stop."""
+        if self.shared:
+            return self
+        if self.index is not None:
+            return Baseline(self.value, self.index[start:stop])
+        return self if stop - start == self.value.shape[0] else Baseline(self.value[start:stop])
+
+    def drawn(self, index: Tensor) -> Baseline:
+        """The operand whose row r starts at value[index[r]]."""
+        return self if self.shared else Baseline(self.value, index)
+
+    def copies(self, samples: int) -> Baseline:
+        """The operand for samples copies of every row, copies of one row side by side."""
+        if self.shared or samples == 1:
+            return self
+        return Baseline(self.value, torch.arange(len(self.value) * samples, device=self.value.device) // samples)
+
+    def like(self, shape: tuple[int, ...]) -> Tensor:
+        """The starting points themselves, in this shape."""
+        return (self.value if self.index is None else self.value[self.index]).expand(shape)
+
+
+@dataclass(slots=True)
+class Arguments:
+    """One call's arguments, checked: tensors detached, a baseline for each input, extra a tuple."""
+
+    inputs: tuple[Tensor | None, ...]
+    single: bool
+    baselines: tuple[Baseline | None, ...]
+    target: Target
+    extra: tuple[Any, ...]
+    examples: int
+    max_rows: int | None
+
+
+def normalise(call: Call) -> Arguments:
+    """Check a call's arguments and bring them into one form; raises ArgumentError naming the argument at fault."""
+    single = not isinstance(call.inputs, tuple)
+    inputs = (call.inputs,) if single else call.inputs
+    noise = call.plan.noise
+    examples = check_inputs(inputs, any_type=call.plan.rule.function is not None and isinstance(call.plan.points, Once))
+    baselines: tuple[Baseline | None, ...] = ()
+    if call.has_baselines:
+        baselines = as_baselines(call.baselines, inputs, noise is not None and noise.draw_baselines)
+    cap = call.internal_batch_size
+    return Arguments(
+        tuple([_plain(x) for x in inputs]),
+        single,
+        baselines,
+        Target.of(call.target, examples),
+        tuple([_plain(a) if isinstance(a, Tensor) else a for a in as_extra(call.additional_forward_args)]),
+        examples,
+        None if cap is None else positive_int("internal_batch_size", cap),
+    )
+
+
+def check_inputs(inputs: tuple[Any, ...], any_type: bool = False) -> int:
+    """The number of examples, after checking that every input is a tensor of as many, of a type that has gradients."""
+    examples = 0
+    for i, x in enumerate(inputs):
+        if x is None and len(inputs) > 1:
+            continue
+        if not isinstance(x, Tensor):
+            got = type(x).__name__
+            raise ArgumentTypeError(f"{_at('inputs', i, inputs)}: got {got}; expected a tensor or a tuple of tensors")
+        rows = x.shape[0] if x.dim() else 0
+        if rows == 0:
+            kind = "an empty batch of" if x.dim() else "no dimensions, that is,"
+            expected = "expected at least one example along the first dimension"
+            raise ArgumentError(f"{_at('inputs', i, inputs)}: got {kind} shape {tuple(x.shape)}; {expected}")
+        if rows != (examples or rows):
+            got = f"got {rows} examples; expected {examples}, as in the inputs before it"
+            raise ArgumentError(f"{_at('inputs', i, inputs)}: {got}")
+        if not (any_type or x.is_floating_point()):
+            why = "as gradients are taken (pass token ids as additional_forward_args, or explain their embeddings)"
+            raise ArgumentTypeError(f"{_at('inputs', i, inputs)}: got {x.dtype}; expected floating point, {why}")
+        examples = rows
+    if not examples:
+        raise ArgumentError("inputs: got no tensor; expected at least one")
+    return examples
+
+
+def as_extra(extra: Any) -> tuple[Any, ...]:
+    """additional_forward_args as a tuple."""
+    if extra is None:
+        return ()
+    return extra if isinstance(extra, tuple) else (extra,)
+
+
+def as_baselines(baselines: Any, inputs: tuple[Tensor | None, ...], distribution: bool) -> tuple[Baseline | None, ...]:
+    """One Baseline an input; zeros where the caller gave none."""
+    if baselines is None:
+        baselines = tuple(None if x is None else 0 for x in inputs)
+    items = baselines if isinstance(baselines, tuple) else (baselines,)
+    if len(items) != len(inputs):
+        raise ArgumentError(f"baselines: got {len(items)}; expected one for each of the {len(inputs)} inputs")
+    found = []
+    for i, x in enumerate(inputs):
+        found.append(None if x is None else _baseline(items, i, x, distribution))
+    return tuple(found)
+
+
+def _baseline(items: tuple[Any, ...], i: int, x: Tensor, distribution: bool) -> Baseline:
+    value = items[i]
+    if isinstance(value, (int, float, Real)):  # Real alone would do, but it is slow to ask
+        return Baseline(_scalar(float(value), x.dtype, x.device))
+    name = _at("baselines", i, items)
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(f"{name}: got {type(value).__name__}; expected a tensor or a number")
+    if value.device != x.device:
+        raise ArgumentError(f"{name}: got a tensor on {value.device}; expected it on {x.device}, where its input is")
+    value = _plain(value).to(x.dtype)
+    if value.dim() == 0 or (
+        value.shape[1:] == x.shape[1:] and ((distribution and len(value)) or value.shape[0] in (1, x.shape[0]))
+    ):
+        return Baseline(value)
+    if value.shape[0] == 1 and not distribution and _broadcasts(value, x):
+        return Baseline(value.expand(1, *x.shape[1:]))
+    rows = "any number of rows" if distribution else f"1 or {x.shape[0]} rows"
+    shapes = f"got shape {tuple(value.shape)} for an input of shape {tuple(x.shape)}"
+    raise ArgumentError(f"{name}: {shapes}; expected {rows} of shape {tuple(x.shape[1:])}")
+
+
+def _broadcasts(value: Tensor, x: Tensor) -> bool:
+    sizes = zip(reversed(value.shape[1:]), reversed(x.shape[1:]), strict=False)
+    return value.dim() <= x.dim() and all(a in (1, b) for a, b in sizes)
+
+
+@lru_cache(maxsize=256)
+def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=dtype, device=device)
+
+
+def _plain(x: Any) -> Any:
+    """x without its autograd graph; a copy if it was made in inference mode, as those cannot take part in one."""
+    if x is None:
+        return None
+    if x.is_inference():
+        return x.clone()
+    return x.detach() if x.requires_grad else x
+
+
+def _at(name: str, i: int, items: Any) -> str:
+    return f"{name}[{i}]" if isinstance(items, tuple) and len(items) > 1 else name

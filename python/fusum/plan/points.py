@@ -1,0 +1,70 @@
+"""Nodes, weights and every random draw; draws follow captum's order, so that the same seeds give the same numbers."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError, ArgumentTypeError
+from ..settings import positive_int
+from .spec import Line
+
+METHODS = ("riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid", "gausslegendre")
+
+
+def line(n_steps: object, method: object) -> Line:
+    """A checked Line: n_steps points by the quadrature rule named method."""
+    if not isinstance(method, str):
+        raise ArgumentTypeError(f"method: got {method!r} ({type(method).__name__}); expected one of {list(METHODS)}")
+    if method not in METHODS:
+        raise ArgumentError(f"method: got {method!r}; expected one of {list(METHODS)}")
+    steps = positive_int("n_steps", n_steps)
+    if method == "riemann_trapezoid" and steps < 2:
+        raise ArgumentError(f"n_steps: got {steps}; expected at least 2, as riemann_trapezoid uses both ends")
+    return Line(steps, method)
+
+
+@lru_cache(maxsize=128)
+def quadrature(method: str, n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Nodes in [0, 1] and weights that sum to 1."""
+    if method == "gausslegendre":
+        nodes, weights = np.polynomial.legendre.leggauss(n)
+        return tuple((0.5 * (1 + nodes)).tolist()), tuple((0.5 * weights).tolist())
+    if method == "riemann_trapezoid":
+        inner = np.full(n, 1 / (n - 1))
+        inner[[0, -1]] /= 2
+        return tuple(np.linspace(0, 1, n).tolist()), tuple(inner.tolist())
+    shift = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}[method]
+    return tuple(((np.arange(n) + shift) / n).tolist()), (1 / n,) * n
+
+
+@lru_cache(maxsize=128)
+def quadrature_tensors(method: str, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The nodes and weights as float64 tensors on a device."""
+    with torch.inference_mode(False):
+        nodes, weights = (torch.tensor(values, dtype=torch.float64) for values in quadrature(method, n))
+        return nodes.to(device), weights.to(device)
+
+
+def coefficients(examples: int, like: Tensor) -> Tensor:
+    """A uniform position on the line for every example: [examples], dtype and device of like."""
+    return torch.as_tensor(np.random.uniform(0.0, 1.0, examples)).to(device=like.device, dtype=like.dtype)
+
+
+def noise(inputs: tuple[Tensor | None, ...], samples: int) -> tuple[Tensor | None, ...]:
+    """Standard normal noise for samples copies of every example, one draw an input in order: [B * samples, ...]."""
+    return tuple(None if x is None else _normal(x, samples) for x in inputs)
+
+
+def _normal(x: Tensor, samples: int) -> Tensor:
+    # In the default dtype, whatever the input's: the stream of numbers depends on it.
+    drawn = torch.empty((x.shape[0] * samples, *x.shape[1:]), device=x.device).normal_()
+    return drawn if drawn.dtype == torch.float32 else drawn.to(x.dtype)
+
+
+def choices(rows: int, draws: int, device: torch.device) -> Tensor:
+    """Which of rows baselines each of draws copies takes: int64 [draws]."""
+    return torch.as_tensor(np.random.choice(rows, draws), dtype=torch.int64).to(device)

@@ -1,0 +1,89 @@
+"""A method as a frozen value: which points are evaluated, how to go back, how the results become scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Fold(Enum):
+    """How gradients become scores."""
+
+    GRADIENT = "the gradient itself"
+    ABS = "its absolute value"
+    TIMES_INPUT = "times the input"
+    TIMES_CHANGE = "times input minus baseline"
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """The inputs themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Points on the straight line from baseline to input: nodes and weights of a quadrature rule on [0, 1]."""
+
+    n_steps: int
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class RandomLine:
+    """One uniformly drawn point on each example's line from baseline to input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """The scores of another method's attribute, called with kwargs; reason: why that does not run fused, or None."""
+
+    attribute: Callable[..., Any]
+    kwargs: dict[str, Any]
+    wants_gradient: bool
+    returns_delta: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """The plain gradient; function replaces it where a user set ``gradient_func``."""
+
+    function: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Copies of every example with Gaussian noise; their scores fold to moments: smoothgrad, smoothgrad_sq, vargrad."""
+
+    kind: str
+    samples: int
+    partition: int
+    stdevs: float | tuple[float, ...]
+    draw_baselines: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """points: where the model is evaluated. fold: how results become scores. rule: how to go back. noise: a tunnel."""
+
+    points: Once | Line | RandomLine | Other
+    fold: Fold
+    rule: Gradient = Gradient()
+    noise: Noise | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """A plan with the arguments of one call to it, as the user gave them."""
+
+    plan: Plan
+    forward_func: Any
+    inputs: Any
+    baselines: Any = None
+    target: Any = None
+    additional_forward_args: Any = None
+    internal_batch_size: Any = None
+    return_convergence_delta: bool = False
+    has_baselines: bool = field(default=False, kw_only=True)

@@ -1,0 +1,239 @@
+"""The ops: values by hand, kernels against reference, opcheck, meta tensors, threads, cuts, bad arguments, big indices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import fusum
+import numpy as np
+import pytest
+import torch
+from fusum import ops
+from fusum.ops import library, reference
+from ops_samples import BY_HAND, SAMPLES, Sample
+from torch import Tensor
+
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
+NAMES = sorted(reference.BODIES)
+needs_kernels = pytest.mark.skipif(not ops.kernels_loaded(), reason=f"no compiled kernels: {ops.why_not()}")
+each_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample.op}: {sample.name}")
+each_device = pytest.mark.parametrize("device", DEVICES)
+
+
+def overload(name: str) -> Any:
+    return getattr(torch.ops.fusum, name).default
+
+
+def results(body: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Tensor]:
+    """What a call returns, or else the tensors that it has changed."""
+    returned = body(*arguments)
+    changed = [x for x in arguments[: body_changes(body)] if x is not None]
+    return changed if returned is None else [returned]
+
+
+def body_changes(body: Any) -> int:
+    """How many leading arguments are changed in place."""
+    return {"path_sum": 1, "moments": 2}.get(getattr(body, "__name__", "").split(".")[0], 0)
+
+
+def assert_close(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> None:
+    """Equal to the rounding of dtype, relative to the largest number in the tensor where terms cancel."""
+    assert len(found) == len(expected)
+    for x, y in zip(found, expected, strict=True):
+        scale = float(y.abs().max()) if y.numel() else 1.0
+        bound = ROUNDING[dtype]
+        torch.testing.assert_close(x.double().cpu(), y.double().cpu(), rtol=bound, atol=bound * scale)
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@each_device
+@each_sample
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_value_by_hand(sample: Sample, device: str, backend: str) -> None:
+    by_hand = BY_HAND[sample.op](*sample.arguments)
+    expected = [x for x in (by_hand if isinstance(by_hand, tuple) else (by_hand,)) if x is not None]
+    with fusum.config(backend=backend):
+        found = results(getattr(ops, sample.op), sample.on(device))
+    assert_close(found, expected, found[0].dtype)
+
+
+@needs_kernels
+@each_device
+@each_sample
+def test_kernel_agrees_with_reference(sample: Sample, device: str) -> None:
+    found = results(overload(sample.op), sample.on(device))
+    expected = results(reference.BODIES[sample.op], sample.on(device))
+    for x, y in zip(found, expected, strict=True):
+        assert (x.dtype, x.shape, x.stride(), x.device) == (y.dtype, y.shape, y.stride(), y.device)
+    assert_close(found, expected, found[0].dtype)
+
+
+@each_device
+@each_sample
+def test_opcheck(sample: Sample, device: str) -> None:
+    torch.library.opcheck(overload(sample.op), sample.on(device))
+
+
+@each_sample
+def test_meta_tensors_have_the_form_of_real_ones(sample: Sample) -> None:
+    found = results(overload(sample.op), sample.on("meta"))
+    for x, y in zip(found, results(overload(sample.op), sample.on("cpu")), strict=True):
+        assert (x.device.type, x.dtype, x.shape, x.stride()) == ("meta", y.dtype, y.shape, y.stride())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_op_is_whole(name: str) -> None:
+    assert any(schema.startswith(f"{name}(") for schema in library.schemas())
+    assert len(library.schemas()) == len(NAMES) == len(BY_HAND)
+    assert {sample.op for sample in SAMPLES} == set(NAMES)
+    assert callable(getattr(ops, name))
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"fusum::{name}", "CPU")
+    assert has_kernel == ops.kernels_loaded()
+
+
+LARGE = (
+    Sample("path_points", "large", (torch.randn(40, 3000), torch.randn(1, 3000), None, torch.rand(9).double())),
+    Sample("path_sum", "large", (torch.zeros(40, 3000), torch.randn(360, 3000), torch.rand(9).double())),
+    Sample("times_change", "large", (torch.randn(40, 9000), torch.randn(40, 9000), torch.tensor(0.5), None)),
+    Sample("random_points", "large", (torch.randn(40, 9000), torch.randn(40, 9000), None, torch.rand(40))),
+    Sample("noisy_copies", "large", (torch.randn(40, 3000), torch.randn(200, 3000), 0.5, 5, 0)),
+    Sample("moments", "large", (torch.zeros(40, 3000), torch.zeros(40, 3000), torch.randn(200, 3000), 5, 0)),
+)
+
+
+@needs_kernels
+@pytest.mark.parametrize("sample", LARGE, ids=lambda sample: sample.op)
+def test_threads_do_not_change_a_bit(sample: Sample) -> None:
+    torch.set_num_threads(1)
+    alone = results(overload(sample.op), sample.on("cpu"))
+    torch.set_num_threads(2)
+    shared = results(overload(sample.op), sample.on("cpu"))
+    assert all(torch.equal(x, y) for x, y in zip(alone, shared, strict=True))
+
+
+@needs_kernels
+@each_device
+@pytest.mark.parametrize("cut", [1, 2, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_path_sum_does_not_depend_on_the_cut(device: str, cut: int, dtype: torch.dtype) -> None:
+    gradients, weights = torch.randn(7 * 5, 33).to(device, dtype), torch.rand(7).double()
+    whole, parts = torch.zeros(5, 33, device=device), torch.zeros(5, 33, device=device)
+    ops.path_sum(whole, gradients, weights)
+    ops.path_sum(parts, gradients[: cut * 5], weights[:cut])
+    ops.path_sum(parts, gradients[cut * 5 :], weights[cut:])
+    assert torch.equal(whole, parts)
+
+
+@needs_kernels
+@each_device
+@pytest.mark.parametrize("cut", [1, 4, 9, 14])
+def test_moments_do_not_depend_on_the_cut(device: str, cut: int) -> None:
+    values = torch.randn(15, 33, device=device)
+    whole, parts = torch.zeros(2, 5, 33, device=device), torch.zeros(2, 5, 33, device=device)
+    ops.moments(whole[0], whole[1], values, 3, 0)
+    ops.moments(parts[0], parts[1], values[:cut], 3, 0)
+    ops.moments(parts[0], parts[1], values[cut:], 3, cut)
+    assert torch.equal(whole, parts)
+
+
+@each_device
+def test_noisy_copies_do_not_depend_on_the_cut(device: str) -> None:
+    inputs, noise = torch.randn(5, 7, device=device), torch.randn(15, 7, device=device)
+    parts = [ops.noisy_copies(inputs, noise[a:b], 0.2, 3, a) for a, b in ((0, 4), (4, 5), (5, 15))]
+    assert torch.equal(torch.cat(parts), ops.noisy_copies(inputs, noise, 0.2, 3, 0))
+
+
+def test_channels_last_is_kept() -> None:
+    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    for points in (
+        ops.path_points(x, torch.tensor(0.0), None, torch.rand(3).double()),
+        ops.times_change(x, x, torch.tensor(0.0), None),
+        ops.random_points(x, torch.tensor(0.0), None, torch.rand(2)),
+        ops.noisy_copies(x, torch.randn(4, 3, 4, 5), 0.1, 2, 0),
+    ):
+        assert points.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_end_points_are_exact() -> None:
+    x, base = torch.randn(6, 50), torch.randn(6, 50)
+    assert torch.equal(ops.path_points(x, base, None, torch.zeros(1).double()), base)
+    assert torch.equal(ops.random_points(x, base, None, torch.ones(6)), x)
+
+
+def test_nan_is_kept() -> None:
+    x = torch.tensor([[1.0, float("nan")]], dtype=torch.float16)
+    zero, one = torch.tensor(0.0, dtype=torch.float16), torch.ones(1).double()
+    assert ops.path_points(x, zero, None, one).isnan().tolist() == [[False, True]]
+    assert ops.times_change(x, x, zero, None).isnan().tolist() == [[False, True]]
+
+
+X, ROW, NODES = torch.zeros(4, 3), torch.zeros(1, 3), torch.zeros(2).double()
+INDEX = torch.zeros(4, dtype=torch.int64)
+REFUSED: list[tuple[str, str, tuple[Any, ...]]] = [
+    ("path_points", "inputs", (torch.zeros(4, 3, dtype=torch.int64), ROW, None, NODES)),
+    ("path_points", "inputs", (torch.tensor(1.0), ROW, None, NODES)),
+    ("path_points", "baselines", (X, torch.zeros(2, 3), None, NODES)),
+    ("path_points", "baselines", (X, torch.zeros(4, 2), None, NODES)),
+    ("path_points", "baselines", (X, ROW.double(), None, NODES)),
+    ("path_points", "baselines", (X, ROW.to("meta"), None, NODES)),
+    ("path_points", "index", (X, ROW, INDEX[:2], NODES)),
+    ("path_points", "index", (X, ROW, INDEX.int(), NODES)),
+    ("path_points", "index", (X, torch.tensor(0.0), INDEX, NODES)),
+    ("path_points", "alphas", (X, ROW, None, NODES.float())),
+    ("path_points", "alphas", (X, ROW, None, NODES.view(1, 2))),
+    ("path_sum", "total", (X.half(), torch.zeros(8, 3), NODES)),
+    ("path_sum", "gradients", (X, torch.zeros(7, 3), NODES)),
+    ("path_sum", "gradients", (X, torch.zeros(8, 3, dtype=torch.int32), NODES)),
+    ("path_sum", "weights", (X, torch.zeros(8, 3), NODES.float())),
+    ("times_change", "gradients", (torch.zeros(3, 3), X, ROW, None)),
+    ("times_change", "gradients", (X.double(), X, ROW, None)),
+    ("times_change", "baselines", (X, X, torch.zeros(3), None)),
+    ("random_points", "coefficients", (X, ROW, None, torch.zeros(3))),
+    ("random_points", "coefficients", (X, ROW, None, torch.zeros(4).half())),
+    ("noisy_copies", "noise", (X, torch.zeros(8, 2), 0.1, 2, 0)),
+    ("noisy_copies", "noise", (X, torch.zeros(8, 3).double(), 0.1, 2, 0)),
+    ("noisy_copies", "samples", (X, torch.zeros(8, 3), 0.1, 0, 0)),
+    ("noisy_copies", "start", (X, torch.zeros(8, 3), 0.1, 2, 1)),
+    ("noisy_copies", "start", (X, torch.zeros(8, 3), 0.1, 2, -1)),
+    ("moments", "total", (X.half(), None, torch.zeros(8, 3), 2, 0)),
+    ("moments", "squares", (X, torch.zeros(3, 3), torch.zeros(8, 3), 2, 0)),
+    ("moments", "squares", (X, X.double(), torch.zeros(8, 3), 2, 0)),
+    ("moments", "values", (X, None, torch.zeros(8, 2), 2, 0)),
+    ("moments", "start", (X, None, torch.zeros(9, 3), 2, 0)),
+]
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(("op", "name", "arguments"), REFUSED)
+def test_bad_arguments_are_named(op: str, name: str, arguments: tuple[Any, ...], backend: str) -> None:
+    with fusum.config(backend=backend), pytest.raises(ValueError, match=rf"^{name}: got .*; expected "):
+        getattr(ops, op)(*arguments)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_index_outside_the_baselines_raises(backend: str) -> None:
+    with fusum.config(backend=backend), pytest.raises(IndexError, match="index"):
+        ops.path_points(X, ROW, INDEX + 1, NODES)
+
+
+@needs_kernels
+@pytest.mark.parametrize("op", ["path_sum", "moments"])
+def test_more_than_2_to_31_elements(op: str) -> None:
+    # Zeros that nobody has written take no memory: the only touched rows are the first and the last.
+    count, row = 2**12, 2**19 + 1
+    rows = torch.from_numpy(np.zeros((count, row), dtype=np.float16))
+    rows[0, -1], rows[-1, 0], rows[-1, -1] = 1, 2, 4
+    total = torch.zeros(1, row)
+    if op == "path_sum":
+        ops.path_sum(total, rows, torch.ones(count).double())
+    else:
+        ops.moments(total, None, rows, count, 0)
+    assert (total[0, 0], total[0, -1], total.sum()) == (2, 5, 7)
