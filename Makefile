@@ -62,7 +62,7 @@ gpu:
 	$(PYTHON) setup.py build_ext --inplace 2>&1 | tee benchmarks/results/gpu-build.txt
 	$(PYTHON) -m fusum info 2>&1 | tee benchmarks/results/gpu-tests.txt
 	failed=0; \
-	$(PYTHON) -m pytest --device cuda $(TEST_ARGS) 2>&1 | tee -a benchmarks/results/gpu-tests.txt || failed=1; \
+	$(PYTHON) -m pytest $(TEST_ARGS) 2>&1 | tee -a benchmarks/results/gpu-tests.txt || failed=1; \
 	$(PYTHON) -u -m benchmarks --device cuda $(BENCH_ARGS) 2>&1 | tee benchmarks/results/gpu.txt || failed=1; \
 	exit $$failed
 

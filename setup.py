@@ -13,7 +13,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-# Contraction off: fused multiply-adds would make results depend on the processor. Trapping math off: half types vectorise.
+# A fused multiply-add would make results depend on the processor; without trapping math the half types vectorise.
 CXX_FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"]
 # at::parallel_for runs on one thread where OpenMP is off at compile time; Apple's compiler does not bring it.
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []

@@ -8,6 +8,7 @@ from typing import Any
 
 import captum
 import torch
+
 from fusum.ops import kernels_loaded
 
 from .harness import Result, Timing

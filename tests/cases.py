@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from models import Subject, noise, subject
 from torch import Tensor
+
+from models import Subject, noise, subject
 
 METHODS = ("riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid", "gausslegendre")
 KINDS = ("smoothgrad", "smoothgrad_sq", "vargrad")
@@ -34,7 +35,7 @@ class Case:
 
     def keywords(self) -> dict[str, Any]:
         """The arguments of attribute: the subject's where the case has none of its own."""
-        own: dict[str, Any] = {"target": self.subject.target}
+        own: dict[str, Any] = {"inputs": self.subject.inputs, "target": self.subject.target}
         if self.subject.extra:
             own["additional_forward_args"] = self.subject.extra
         if self.chain[-1] == "GradientShap":
@@ -51,10 +52,9 @@ class Case:
     def attribute(self, attr: ModuleType, forward: Callable[..., Any] | None = None, **changes: Any) -> Any:
         """The result, from fixed seeds."""
         keywords = {**self.keywords(), **changes}
-        inputs = keywords.pop("inputs", self.subject.inputs)
         explainer = self.explainer(attr, forward)
         seed()
-        return explainer.attribute(inputs, **keywords)
+        return explainer.attribute(**keywords)
 
 
 def seed() -> None:

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
-import fusum
 import torch
-from fusum.settings import current
 from torch import Tensor, nn
+
+import fusum
+from fusum.settings import current
 
 
 def flat(result: Any) -> tuple[Tensor | None, ...]:

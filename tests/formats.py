@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import Subject, subject
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+
+from models import Subject, subject
 
 STATIC_BATCH = 4
 MOST_ROWS = 64

@@ -69,6 +69,8 @@ class Sample:
 
 def twin(x: Tensor, device: str = "cpu") -> Tensor:
     """A copy with the same strides, gaps and repeats."""
+    if device == "meta":
+        return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=device)
     storage = x.untyped_storage().clone().to(device=torch.device(device))
     return torch.empty(0, dtype=x.dtype, device=device).set_(storage, x.storage_offset(), x.size(), x.stride())
 

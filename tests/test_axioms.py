@@ -6,14 +6,15 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
-import fusum.attr
 import pytest
 import torch
+from torch import Tensor, nn
+
+import fusum.attr
 from cases import CASES, KINDS, METHODS, SHORT, Case, having, on, seed
 from checkers import assert_complete, assert_identical, assert_nan_exactly_at, assert_same, flat
 from fusum.attr import GradientShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
 from models import noise, subject
-from torch import Tensor, nn
 
 W = torch.tensor([0.5, -2.0, 0.0, 3.0, 1.0, -1.0, 4.0, 0.25], dtype=torch.float64)
 

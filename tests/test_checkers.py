@@ -6,13 +6,14 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
-import checkers
-import fusum
 import pytest
 import torch
+from torch import nn
+
+import checkers
+import fusum
 from fusum import ArgumentError, ArgumentTypeError
 from models import Recorder, noise, subject
-from torch import nn
 
 X = noise(3, 2)
 NAN = torch.tensor([[torch.nan, 1.0], [1.0, 1.0]])

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fusum
-import fusum.attr
 import pytest
 import torch
+
+import fusum
+import fusum.attr
 from cases import seed
 from checkers import assert_same
 from models import noise, subject

@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
-import fusum
-import fusum.attr
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
+import fusum
+import fusum.attr
 from cases import SHORT, Case, on
 from checkers import assert_refused, untouched
 from fusum import ArgumentError, ArgumentTypeError, TargetError
 from fusum.attr import GradientShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
 from models import Recorder, noise, subject
-from torch import Tensor, nn
 
 X = noise(5, 8)
 TWO = (noise(4, 6), noise(4, 2, 3))
@@ -205,7 +206,7 @@ def test_what_is_not_a_model(case: Case, forward: Any) -> None:
     def explain() -> None:
         explainer = getattr(fusum.attr, case.chain[-1])(forward)
         explainer = NoiseTunnel(explainer) if len(case.chain) > 1 else explainer
-        explainer.attribute(X, **case.keywords())
+        explainer.attribute(**case.keywords())
 
     assert_refused(explain, "forward_func", [], ArgumentTypeError)
 

@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import fusum
-import fusum.attr
 import pytest
 import torch
+from torch import Tensor
+
+import fusum
+import fusum.attr
 from cases import SHORT, Case, on
 from checkers import assert_rows_within, assert_same
 from formats import FORMATS, MOST_ROWS, STATIC_BATCH, converted
 from fusum.attr import IntegratedGradients, NoiseTunnel, Saliency
 from models import Recorder, noise, subject
-from torch import Tensor
 
 MODELS = {"mlp": SHORT, "two_inputs": SHORT, "cnn": SHORT[:1], "tokens": SHORT[-1:]}
 

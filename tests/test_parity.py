@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import fusum.attr
 import pytest
 import torch
+
+import fusum.attr
 from cases import CASES, SHORT, Case, having, on, seed
 from checkers import assert_same
 from models import noise, subject
@@ -115,7 +116,7 @@ def test_replaced_gradient_func(case: Case) -> None:
         explainer = case.explainer(attr)
         explainer.gradient_func = neuron_gradient(calls)
         seed()
-        results.append(explainer.attribute(case.subject.inputs, **case.keywords()))
+        results.append(explainer.attribute(**case.keywords()))
         assert calls, "gradient_func was not called"
         calls.clear()
     assert_same(*reversed(results))

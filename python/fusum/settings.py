@@ -75,6 +75,8 @@ class config:
 
 def positive_int(name: str, value: Any) -> int:
     """value as an int of at least 1, or an error that names the argument."""
+    if type(value) is int and value > 0:
+        return value
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise ArgumentTypeError(f"{name}: got {value!r} ({type(value).__name__}); expected an integer of at least 1")
     number = int(value.__index__())

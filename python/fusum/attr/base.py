@@ -15,7 +15,7 @@ from .. import profile
 from ..engine.gradients import compute_gradients
 from ..engine.run import convergence_delta, run
 from ..engine.support import why_not_fused
-from ..plan.spec import Call, Gradient, Once, Plan
+from ..plan.spec import PLAIN, Call, Gradient, Once, Plan
 from ..plan.spec import Fold as Fold
 
 P = ParamSpec("P")
@@ -36,9 +36,9 @@ def attribution(build: Callable[P, Call]) -> Callable[P, Any]:
 
     @wraps(plain)
     def attribute(*args: P.args, **kwargs: P.kwargs) -> Any:
-        if profile.calls is None:
-            return plain(*args, **kwargs)
         call = build(*args, **kwargs)
+        if profile.calls is None:
+            return run(call)
         with profile.timed(type(args[0]).__name__, why_not_fused(call.plan)):
             return run(call)
 
@@ -84,7 +84,7 @@ class GradientAttribution(Attribution):
     @property
     def rule(self) -> Gradient:
         """How this object goes back: the plain gradient, or the function that replaced it."""
-        return Gradient() if self.gradient_func is compute_gradients else Gradient(self.gradient_func)
+        return PLAIN if self.gradient_func is compute_gradients else Gradient(self.gradient_func)
 
     def compute_convergence_delta(
         self,

@@ -75,6 +75,7 @@ class _FromBaselines(GradientAttribution):
     def __init__(self, forward_func: Callable[..., Any], multiply_by_inputs: bool = True) -> None:
         GradientAttribution.__init__(self, forward_func)
         self._multiply_by_inputs = multiply_by_inputs
+        self._fold = Fold.TIMES_CHANGE if multiply_by_inputs else Fold.GRADIENT
 
     attribute_future = no_future
 
@@ -86,10 +87,6 @@ class _FromBaselines(GradientAttribution):
     def multiplies_by_inputs(self) -> bool:
         """Whether scores are multiplied by input minus baseline."""
         return self._multiply_by_inputs
-
-    @property
-    def _fold(self) -> Fold:
-        return Fold.TIMES_CHANGE if self._multiply_by_inputs else Fold.GRADIENT
 
 
 class IntegratedGradients(_FromBaselines):

@@ -17,25 +17,25 @@ Baselines = tuple[Baseline | None, ...]
 
 @dataclass(slots=True)
 class Batch:
-    """samples copies of every input side by side; noise: a draw [examples, ...] an input, scaled by stdevs, or None."""
+    """examples examples: samples copies of every input, side by side.
+
+    noise: a draw [examples, ...] an input, scaled by stdevs, or None. coefficients: a position on the line for each.
+    """
 
     arguments: Arguments
+    examples: int
     baselines: Baselines
-    coefficients: Tensor | None = None
     samples: int = 1
     noise: Tensors | None = None
     stdevs: tuple[float, ...] = ()
-
-    @property
-    def examples(self) -> int:
-        return self.arguments.examples * self.samples
+    coefficients: Tensor | None = None
 
     def block(self, start: int, stop: int) -> Block:
         """Examples start to stop."""
         baselines = self.baselines
         if stop - start < self.examples:
             baselines = tuple([b and b.rows(start, stop) for b in baselines])
-        return Block(self, start, stop, self._inputs(start, stop), baselines)
+        return Block(self, start, stop, stop - start, self._inputs(start, stop), baselines)
 
     def _inputs(self, start: int, stop: int) -> Tensors:
         xs = self.arguments.inputs
@@ -62,12 +62,9 @@ class Block:
     batch: Batch
     start: int
     stop: int
+    examples: int
     inputs: Tensors
     baselines: Baselines
-
-    @property
-    def examples(self) -> int:
-        return self.stop - self.start
 
     def target_rows(self, points: int, device: torch.device) -> Tensor | None:
         """The target's index of each row, where each example has its own: [points * examples, k]."""

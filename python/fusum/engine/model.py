@@ -31,7 +31,9 @@ class Model:
             padding = self.low - rows
             inputs = tuple(_pad(x, rows, padding) for x in inputs)
             extra = tuple(_pad(x, rows, padding) for x in extra)
-        out = explained(self.call(*inputs, *extra))
+        out = self.call(*inputs, *extra)
+        if not isinstance(out, Tensor):
+            out = explained(out)
         if rows < self.low and out.dim() and out.shape[0] == self.low:
             out = out[:rows]
         return out
@@ -94,14 +96,16 @@ def check_rows(out: Tensor, rows: int) -> None:
 
 def couples_rows(owner: Any) -> bool:
     """Whether cutting a batch would change the results of a model: it has batch norm or dropout in training mode."""
-    if not isinstance(owner, nn.Module) or not getattr(owner, "training", False):  # frozen modules do not have it
+    # A frozen module does not have the flag.
+    training = isinstance(owner, nn.Module) and getattr(owner, "training", False)
+    if not training:
         return False
     names = (getattr(m, "original_name", type(m).__name__) for m in owner.modules() if m.training)
     return any(word in name for name in names for word in _COUPLING)
 
 
 def keeps_rows_apart(owner: Any) -> bool:
-    """Whether a row's value is known not to depend on its batch; of a function that hides its model nothing is known."""
+    """Whether a row's value is known not to depend on its batch; of a function's model nothing is known."""
     return isinstance(owner, (nn.Module, torch.export.ExportedProgram)) and not couples_rows(owner)
 
 

@@ -14,29 +14,31 @@ from ..plan import points as draw
 from ..plan.arguments import Arguments, normalise
 from ..plan.chunks import cut, even, halve
 from ..plan.spec import Call, Fold, Line, Noise, Once, Other, RandomLine
-from ..settings import current
+from ..settings import Settings, current
 from .batch import Baselines, Batch, Block, Tensors
 from .gradients import differentiate
 from .memory import Footprint, is_out_of_memory, is_small
 from .model import check_rows, couples_rows, keeps_rows_apart, view
-from .support import insist, why_not_fused
+from .support import insist
 from .tunnel import Score, Scores, smooth, smooth_other
 from .values import Values, completeness_gap
 
 
 def run(call: Call) -> Any:
     """The attributions of one call, in the form of its inputs; with a delta one an example if it was asked for."""
-    insist(why_not_fused(call.plan))
+    settings = current()
+    if settings.strict:
+        insist(call.plan)
     noise = call.plan.noise
     with scope():
         if noise is not None and isinstance(call.plan.points, Other):
             return smooth_other(noise, call.plan.points, call.inputs)
         arguments = normalise(call)
-        job = Job(call, arguments)
+        job = Job(call, arguments, settings)
         if noise is not None:
             scores, delta = smooth(noise, arguments.inputs, job.tunnel(noise))
         else:
-            scores, delta = job.all(Batch(arguments, arguments.baselines))
+            scores, delta = job.all(Batch(arguments, arguments.examples, arguments.baselines))
     result = scores[0] if arguments.single else scores
     return (result, delta) if call.return_convergence_delta else result
 
@@ -51,8 +53,8 @@ def convergence_delta(call: Call, attributions: Any) -> Tensor:
                 raise ArgumentError(
                     f"attributions[{i}]: got shape {tuple(s.shape)}; expected {arguments.examples} examples"
                 )
-        batch = Batch(arguments, arguments.baselines)
-        values = Job(call, arguments).values(batch)
+        batch = Batch(arguments, arguments.examples, arguments.baselines)
+        values = Job(call, arguments, current()).values(batch)
         with torch.no_grad():
             return completeness_gap(scores, values.change(batch.block(0, batch.examples), None))
 
@@ -84,10 +86,11 @@ class scope:
 class Job:
     """One call while it runs: its plan, model and arguments, and how many rows the model sees at once (None: all)."""
 
-    __slots__ = ("arguments", "footprint", "forward_func", "model", "plan", "rows", "wants_delta")
+    __slots__ = ("arguments", "footprint", "forward_func", "model", "plan", "rows", "settings", "wants_delta")
 
-    def __init__(self, call: Call, arguments: Arguments) -> None:
+    def __init__(self, call: Call, arguments: Arguments, settings: Settings) -> None:
         self.plan = call.plan
+        self.settings = settings
         self.forward_func = call.forward_func
         self.model = view(call.forward_func)
         self.arguments = arguments
@@ -98,17 +101,22 @@ class Job:
     def _is_automatic(self) -> bool:
         """Whether to choose rows: nobody set them, there is much to do, and a cut batch has the same results."""
         settings = current()
-        if self.arguments.max_rows or (settings.max_rows and not settings.memory):
+        if (
+            self.arguments.max_rows
+            or (settings.max_rows and not settings.memory)
+            or self.plan.rule.function is not None
+        ):
             return False
-        points = self.plan.points.n_steps if isinstance(self.plan.points, Line) else 1
-        samples = self.plan.noise.samples if self.plan.noise is not None else 1
-        if self.plan.rule.function is not None or is_small(self.arguments.inputs, points * samples):
-            return False
-        return not couples_rows(self.model.key)
+        copies = self.plan.points.n_steps if isinstance(self.plan.points, Line) else 1
+        if self.plan.noise is not None:
+            copies *= self.plan.noise.samples
+        return not (settings.memory is None and is_small(self.arguments.inputs, copies)) and not couples_rows(
+            self.model.key
+        )
 
     def _most_rows(self) -> int | None:
         automatic = None if self.footprint is None else self.footprint.rows()
-        caps = (automatic, self.arguments.max_rows, current().max_rows, self.model.high)
+        caps = (automatic, self.arguments.max_rows, self.settings.max_rows, self.model.high)
         return min([n for n in caps if n is not None], default=None)
 
     def coefficients(self, examples: int) -> Tensor | None:
@@ -126,8 +134,10 @@ class Job:
         ) -> Iterator[tuple[int, Scores, Tensor | None]]:
             if samples not in baselines:  # drawn once for all partitions of one size, as captum does
                 baselines[samples] = self._copied_baselines(samples, noise.draw_baselines)
-            coefficients = self.coefficients(self.arguments.examples * samples)
-            return self.blocks(Batch(self.arguments, baselines[samples], coefficients, samples, drawn, stdevs))
+            copies = self.arguments.examples * samples
+            coefficients = self.coefficients(copies)
+            batch = Batch(self.arguments, copies, baselines[samples], samples, drawn, stdevs, coefficients)
+            return self.blocks(batch)
 
         return score
 
@@ -207,7 +217,7 @@ class Job:
     def _line(self, line: Line, block: Block, points: int, values: Values | None) -> Tensors:
         """The weighted sum of the gradients along the line, in float32 for half types."""
         pairs = list(zip(block.inputs, block.baselines, strict=True))
-        alphas, weights = draw.quadrature_tensors(line.method, line.n_steps, _device(block.inputs))
+        alphas, weights = draw.quadrature_tensors(line.method, line.n_steps, self.arguments.device)
         totals = tuple([None if x is None else _accumulator(x) for x in block.inputs])
         done = 0
         while done < line.n_steps:
@@ -215,19 +225,20 @@ class Job:
             a, w = (alphas, weights) if points == line.n_steps else (alphas[part], weights[part])
             at = tuple([x if x is None or b is None else ops.path_points(x, b.value, b.index, a) for x, b in pairs])
             rows_before = self.rows
-            gradients, out = self._step(at, block, part.stop - done)
-            if values is not None and out is not None:
-                values.keep(line, part, out, block)
+            gradients, reached = self._step(at, block, part.stop - done)
+            if values is not None and reached is not None:
+                values.keep(line, part, reached, block.examples)
             for total, gradient in zip(totals, gradients, strict=True):
                 if total is not None and gradient is not None:
                     ops.path_sum(total, gradient, w)
+            del at, gradients  # or they would weigh on the next points
             done = part.stop
             if self.rows != rows_before and self.rows is not None and done < line.n_steps:
                 points = even(line.n_steps - done, max(1, self.rows // block.examples))
         return totals
 
     def _step(self, at: Tensors, block: Block, points: int) -> tuple[Tensors, Tensor | None]:
-        """Gradients at the given rows, and the model's output there where it is known."""
+        """Gradients at the given rows, and the explained numbers there where they are known."""
         if self.plan.rule.function is not None:
             return self._replaced_step(at, block, points), None
         if self.footprint is None or self.footprint.measured:
@@ -237,19 +248,26 @@ class Job:
         self.rows = self._most_rows()
         return found
 
-    def _fused_step(self, at: Tensors, block: Block, points: int) -> tuple[Tensors, Tensor]:
+    def _fused_step(self, at: Tensors, block: Block, points: int) -> tuple[Tensors, Tensor | None]:
         rows = points * block.examples
         leaves = [x.requires_grad_() for x in at if x is not None]
-        out = self.model(at, block.extra(points), rows)
-        whole = self.plan.noise is None and isinstance(self.plan.points, Once) and rows == self.arguments.examples
-        if not (whole and out.dim()):
-            check_rows(out, rows)
-        cotangent = self.arguments.target.cotangent(out, block.target_rows(points, out.device))
-        found = differentiate(out, leaves, cotangent)
+        arguments = self.arguments
+        out = self.model(at, block.extra(points) if arguments.extra else (), rows)
+        if out.dim() == 0 or out.shape[0] != rows:
+            self._check_rows(out, rows)
+        target = arguments.target
+        reached = target.pick(out, None if target.rows is None else block.target_rows(points, out.device))
+        found: Tensors = differentiate(reached, leaves)
         if len(found) < len(at):
             rest = iter(found)
-            return tuple([None if x is None else next(rest) for x in at]), out.detach()
-        return found, out.detach()
+            found = tuple([None if x is None else next(rest) for x in at])
+        return found, reached.detach().flatten() if self.wants_delta else None
+
+    def _check_rows(self, out: Tensor, rows: int) -> None:
+        """A method that looks once at a whole batch may explain its rows together, as in captum; others may not."""
+        once = self.plan.noise is None and isinstance(self.plan.points, Once)
+        if not (once and rows == self.arguments.examples and out.dim()):
+            check_rows(out, rows)
 
     def _replaced_step(self, at: Tensors, block: Block, points: int) -> Tensors:
         given = tuple(x.requires_grad_() if x is not None and x.is_floating_point() else x for x in at)
@@ -268,13 +286,6 @@ def _fold(how: Fold, gradient: Tensor | None, x: Tensor | None, baseline: Any) -
         return x * gradient
     score = gradient.abs() if how is Fold.ABS else gradient
     return torch.where(x == x, score, x) if x.is_floating_point() else score
-
-
-def _device(inputs: Tensors) -> torch.device:
-    for x in inputs:
-        if x is not None:
-            return x.device
-    raise AssertionError("inputs hold a tensor: that was checked")
 
 
 def _accumulator(x: Tensor) -> Tensor:

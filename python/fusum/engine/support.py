@@ -26,7 +26,9 @@ def without_kernels() -> str | None:
     return None if ops.kernels_loaded() else ops.why_not()
 
 
-def insist(reason: str | None) -> None:
-    """Under ``strict``, raise where there is a reason."""
-    if reason is not None and current().strict:
-        raise StrictError(f"strict: this call would leave the fused path: {reason}")
+def insist(plan: Plan) -> None:
+    """Under ``strict``, raise where this plan would not run fused."""
+    if current().strict:
+        reason = why_not_fused(plan)
+        if reason is not None:
+            raise StrictError(f"strict: this call would leave the fused path: {reason}")

@@ -30,13 +30,13 @@ class Values:
         self._distinct: dict[str, Tensor] = {}
         self._kept: dict[float, Tensor] = {}
 
-    def keep(self, line: Line, part: slice, out: Tensor, block: Block) -> None:
-        """Keep the values at nodes that lie on an end of the line."""
+    def keep(self, line: Line, part: slice, reached: Tensor, examples: int) -> None:
+        """Keep the values at those nodes of a part of the line that lie on an end of it."""
         if line.method == "gausslegendre":
             return
         for i, node in enumerate(quadrature(line.method, line.n_steps)[0][part]):
             if node in (0.0, 1.0):
-                self._kept[node] = self._read(out[i * block.examples : (i + 1) * block.examples], block)
+                self._kept[node] = reached[i * examples : (i + 1) * examples]
 
     def change(self, block: Block, rows: int | None) -> Tensor:
         """f(input) - f(baseline) for each example of a block; rows: most rows that the model sees at once."""
@@ -89,7 +89,7 @@ class Values:
         return out
 
     def _read(self, out: Tensor, block: Block) -> Tensor:
-        return self._batch.arguments.target.read(out, block.target_rows(1, out.device))
+        return self._batch.arguments.target.pick(out, block.target_rows(1, out.device)).reshape(block.examples)
 
 
 def completeness_gap(scores: Iterable[Tensor | None], change: Tensor) -> Tensor:

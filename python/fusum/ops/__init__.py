@@ -8,6 +8,10 @@ argument.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from ..settings import current
@@ -25,7 +29,14 @@ __all__ = [
     "why_not",
 ]
 
-_op = register(reference.BODIES)
+register(reference.BODIES)
+_fused: Any = torch.ops.fusum
+_path_points: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor] = _fused.path_points.default
+_path_sum: Callable[[Tensor, Tensor, Tensor], None] = _fused.path_sum.default
+_times_change: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = _fused.times_change.default
+_random_points: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor] = _fused.random_points.default
+_noisy_copies: Callable[[Tensor, Tensor, float, int, int], Tensor] = _fused.noisy_copies.default
+_moments: Callable[[Tensor, Tensor | None, Tensor, int, int], None] = _fused.moments.default
 
 
 def path_points(inputs: Tensor, baselines: Tensor, index: Tensor | None, alphas: Tensor) -> Tensor:
@@ -42,7 +53,7 @@ def path_points(inputs: Tensor, baselines: Tensor, index: Tensor | None, alphas:
     """
     if current().backend == "reference":
         return reference.path_points(inputs, baselines, index, alphas)
-    return _op["path_points"](inputs, baselines, index, alphas)
+    return _path_points(inputs, baselines, index, alphas)
 
 
 def path_sum(total: Tensor, gradients: Tensor, weights: Tensor) -> None:
@@ -58,7 +69,7 @@ def path_sum(total: Tensor, gradients: Tensor, weights: Tensor) -> None:
     if current().backend == "reference":
         reference.path_sum(total, gradients, weights)
     else:
-        _op["path_sum"](total, gradients, weights)
+        _path_sum(total, gradients, weights)
 
 
 def times_change(gradients: Tensor, inputs: Tensor, baselines: Tensor, index: Tensor | None) -> Tensor:
@@ -75,7 +86,7 @@ def times_change(gradients: Tensor, inputs: Tensor, baselines: Tensor, index: Te
     """
     if current().backend == "reference":
         return reference.times_change(gradients, inputs, baselines, index)
-    return _op["times_change"](gradients, inputs, baselines, index)
+    return _times_change(gradients, inputs, baselines, index)
 
 
 def random_points(inputs: Tensor, baselines: Tensor, index: Tensor | None, coefficients: Tensor) -> Tensor:
@@ -92,7 +103,7 @@ def random_points(inputs: Tensor, baselines: Tensor, index: Tensor | None, coeff
     """
     if current().backend == "reference":
         return reference.random_points(inputs, baselines, index, coefficients)
-    return _op["random_points"](inputs, baselines, index, coefficients)
+    return _random_points(inputs, baselines, index, coefficients)
 
 
 def noisy_copies(inputs: Tensor, noise: Tensor, stdev: float, samples: int, start: int) -> Tensor:
@@ -110,7 +121,7 @@ def noisy_copies(inputs: Tensor, noise: Tensor, stdev: float, samples: int, star
     """
     if current().backend == "reference":
         return reference.noisy_copies(inputs, noise, stdev, samples, start)
-    return _op["noisy_copies"](inputs, noise, stdev, samples, start)
+    return _noisy_copies(inputs, noise, stdev, samples, start)
 
 
 def moments(total: Tensor, squares: Tensor | None, values: Tensor, samples: int, start: int) -> None:
@@ -126,4 +137,4 @@ def moments(total: Tensor, squares: Tensor | None, values: Tensor, samples: int,
     if current().backend == "reference":
         reference.moments(total, squares, values, samples, start)
     else:
-        _op["moments"](total, squares, values, samples, start)
+        _moments(total, squares, values, samples, start)

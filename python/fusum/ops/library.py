@@ -31,13 +31,12 @@ def why_not() -> str | None:
     return _reason
 
 
-def register(bodies: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """Give every op its reference body and return what the wrappers call, by the op's name."""
+def register(bodies: Mapping[str, Callable[..., Any]]) -> None:
+    """Give every op its reference body, which kernels override."""
     for schema in schemas() if _reason else ():
         _fragment.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for name, body in bodies.items():
         _fragment.impl(name, body, "CompositeExplicitAutograd")
-    return {name: getattr(torch.ops.fusum, name).default for name in bodies}
 
 
 def _load() -> str | None:
@@ -45,24 +44,21 @@ def _load() -> str | None:
     if os.environ.get("FUSUM_BACKEND") == "reference":
         return "FUSUM_BACKEND=reference is set"
     record = json.loads(_BUILD_RECORD.read_text()) if _BUILD_RECORD.is_file() else {}
+    if record.get("reason"):
+        return str(record["reason"])
     library = next(filter(Path.is_file, (_PACKAGE / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES)), None)
     if library is None:
         others = ", ".join(sorted(path.name for path in _PACKAGE.glob("_C.*")))
-        found = f"only {others}, built for another Python" if others else "none"
-        return (
-            record.get("reason") or f"no library ({found}): run pip install --no-build-isolation . in the source folder"
-        )
-    built_for = record.get("torch", torch.__version__)
-    if built_for != torch.__version__:
-        return (
-            f"the library was built for torch {built_for}, but this is torch {torch.__version__}: install fusum again"
-        )
+        found = f"{others} is for another Python" if others else "no library was built"
+        return f"{found}: run pip install --no-build-isolation . in the source folder"
+    here = torch.__version__
+    built_for = record.get("torch", here)
+    if built_for != here:
+        return f"the library was built for torch {built_for}, but this is torch {here}: install fusum again"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        return (
-            f"the library does not load ({error}): install fusum again with this Python and torch {torch.__version__}"
-        )
+        return f"the library does not load with torch {here} ({error}): install fusum again"
     return None
 
 

@@ -61,6 +61,7 @@ class Arguments:
     target: Target
     extra: tuple[Any, ...]
     examples: int
+    device: torch.device
     max_rows: int | None
 
 
@@ -73,14 +74,15 @@ def normalise(call: Call) -> Arguments:
     baselines: tuple[Baseline | None, ...] = ()
     if call.has_baselines:
         baselines = as_baselines(call.baselines, inputs, noise is not None and noise.draw_baselines)
-    cap = call.internal_batch_size
+    cap, extra = call.internal_batch_size, call.additional_forward_args
     return Arguments(
         tuple([_plain(x) for x in inputs]),
         single,
         baselines,
         Target.of(call.target, examples),
-        tuple([_plain(a) if isinstance(a, Tensor) else a for a in as_extra(call.additional_forward_args)]),
+        () if extra is None else tuple([_plain(a) for a in as_extra(extra)]),
         examples,
+        next(x for x in inputs if x is not None).device,
         None if cap is None else positive_int("internal_batch_size", cap),
     )
 
@@ -121,7 +123,7 @@ def as_extra(extra: Any) -> tuple[Any, ...]:
 def as_baselines(baselines: Any, inputs: tuple[Tensor | None, ...], distribution: bool) -> tuple[Baseline | None, ...]:
     """One Baseline an input; zeros where the caller gave none."""
     if baselines is None:
-        baselines = tuple(None if x is None else 0 for x in inputs)
+        return tuple([None if x is None else _scalar(0.0, x.dtype, x.device) for x in inputs])
     items = baselines if isinstance(baselines, tuple) else (baselines,)
     if len(items) != len(inputs):
         raise ArgumentError(f"baselines: got {len(items)}; expected one for each of the {len(inputs)} inputs")
@@ -134,7 +136,7 @@ def as_baselines(baselines: Any, inputs: tuple[Tensor | None, ...], distribution
 def _baseline(items: tuple[Any, ...], i: int, x: Tensor, distribution: bool) -> Baseline:
     value = items[i]
     if isinstance(value, (int, float, Real)):  # Real alone would do, but it is slow to ask
-        return Baseline(_scalar(float(value), x.dtype, x.device))
+        return _scalar(float(value), x.dtype, x.device)
     name = _at("baselines", i, items)
     if not isinstance(value, Tensor):
         raise ArgumentTypeError(f"{name}: got {type(value).__name__}; expected a tensor or a number")
@@ -158,15 +160,15 @@ def _broadcasts(value: Tensor, x: Tensor) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Baseline:
     with torch.inference_mode(False):
-        return torch.tensor(value, dtype=dtype, device=device)
+        return Baseline(torch.tensor(value, dtype=dtype, device=device))
 
 
 def _plain(x: Any) -> Any:
     """x without its autograd graph; a copy if it was made in inference mode, as those cannot take part in one."""
-    if x is None:
-        return None
+    if not isinstance(x, Tensor):
+        return x
     if x.is_inference():
         return x.clone()
     return x.detach() if x.requires_grad else x

@@ -53,6 +53,9 @@ class Gradient:
     function: Callable[..., Any] | None = None
 
 
+PLAIN = Gradient()
+
+
 @dataclass(frozen=True, slots=True)
 class Noise:
     """Copies of every example with Gaussian noise; their scores fold to moments: smoothgrad, smoothgrad_sq, vargrad."""
@@ -70,7 +73,7 @@ class Plan:
 
     points: Once | Line | RandomLine | Other
     fold: Fold
-    rule: Gradient = Gradient()
+    rule: Gradient = PLAIN
     noise: Noise | None = None
 
 

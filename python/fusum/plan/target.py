@@ -25,40 +25,29 @@ class Target:
     def of(raw: Any, examples: int) -> Target:
         """A checked Target from any of captum's forms: int, tuple, tensor, list of ints, list of tuples."""
         if raw is None:
-            return Target()
+            return _NONE
         if isinstance(raw, Tensor):
             return _of_tensor(raw, examples)
         if isinstance(raw, list):
             return _of_list(raw, examples)
         return Target(raw, _indices("target", raw))
 
-    def index(self, out: Tensor, rows: Tensor | None) -> tuple[Any, ...] | None:
-        """What to index out [R, ...] with to get each row's explained number; None where a row is one number.
-
-        rows: this target's rows for those R, where each example has its own.
-        """
-        if rows is not None:
-            _check_bounds(self.raw, self.bounds, out)
-            return torch.arange(len(out), device=out.device), *rows.unbind(1)
-        if self.column:
+    def pick(self, out: Tensor, rows: Tensor | None) -> Tensor:
+        """The R explained numbers of out [R, ...], in any shape; rows: this target's rows for these, if any."""
+        if rows is None:
+            if not self.column and out.numel() == len(out):
+                return out
             _check_bounds(self.raw, tuple([(c, c) for c in self.column]), out)
-            return slice(None), *self.column
-        _check_bounds(self.raw, (), out)
-        return None
+            index: Any = (slice(None), *self.column)
+            return out[index]
+        _check_bounds(self.raw, self.bounds, out)
+        flat = torch.zeros_like(rows[:, 0])
+        for part, size in zip(rows.unbind(1), out.shape[1:], strict=False):
+            flat = flat * size + part % size
+        return out.reshape(len(out), -1).gather(1, flat[:, None])
 
-    def read(self, out: Tensor, rows: Tensor | None) -> Tensor:
-        """The explained numbers: [R]."""
-        picked = self.index(out, rows)
-        return (out if picked is None else out[picked]).reshape(len(out))
 
-    def cotangent(self, out: Tensor, rows: Tensor | None) -> Tensor:
-        """d(sum of the explained numbers)/d(out): one root for autograd instead of one a row."""
-        picked = self.index(out, rows)
-        if picked is None:
-            return torch.ones_like(out)
-        root = torch.zeros_like(out)
-        root[picked] = 1
-        return root
+_NONE = Target()
 
 
 def _of_tensor(raw: Tensor, examples: int) -> Target:
