@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -31,16 +32,15 @@ except ImportError as error:
 
 def with_cuda() -> bool:
     """Whether this torch has CUDA and its compiler is at hand."""
-    return (
-        torch.version.cuda is not None and CUDA_HOME is not None and bool(shutil.which("nvcc", path=f"{CUDA_HOME}/bin"))
-    )
+    if WITHOUT_TORCH or torch.version.cuda is None or CUDA_HOME is None:
+        return False
+    return shutil.which("nvcc", path=str(Path(CUDA_HOME, "bin"))) is not None
 
 
-def extension() -> Extension:
+def extension(cuda: bool) -> Extension:
     """The library of every source in csrc; without torch it only holds the name."""
     if WITHOUT_TORCH:
         return Extension("fusum._C", sources=[])
-    cuda = with_cuda()
     found = sorted((ROOT / "csrc").rglob("*.cpp")) + (sorted((ROOT / "csrc").rglob("*.cu")) if cuda else [])
     return (CUDAExtension if cuda else CppExtension)(
         "fusum._C",
@@ -55,7 +55,12 @@ class BuildKernels(BuildExtension):
     """A build that may fail: the package then runs on its reference ops and can say why."""
 
     def run(self) -> None:
+        cuda = with_cuda()
         reason = WITHOUT_TORCH or self._compile()
+        if reason and cuda:
+            print(f"fusum: {reason}; trying again without CUDA")
+            vars(self.extensions[0]).update(vars(extension(cuda=False)))
+            reason = self._compile()
         if reason:
             self.extensions = []
             self.distribution.ext_modules = []
@@ -63,10 +68,14 @@ class BuildKernels(BuildExtension):
         self._record(reason)
 
     def _compile(self) -> str:
+        compiler = shlex.split(os.environ.get("CXX") or "c++")[0]
+        if sys.platform != "win32" and shutil.which(compiler) is None:
+            return f"no C++ compiler was found at install ({compiler}): install one, then fusum again"
         try:
             super().run()
         except (Exception, SystemExit) as error:  # compilers, ninja and torch's own checks fail in many ways
-            return f"the kernels did not compile ({type(error).__name__}: {' '.join(str(error).split())[:400]})"
+            said = " ".join(str(error).split())[:400]
+            return f"the kernels did not compile ({said}): pip install -v --no-build-isolation . shows more"
         return ""
 
     def _record(self, reason: str) -> None:
@@ -76,7 +85,7 @@ class BuildKernels(BuildExtension):
         in_source = self.inplace or getattr(self, "editable_mode", False)
         package = ROOT / "python" / "fusum" if in_source else Path(self.build_lib) / "fusum"
         package.mkdir(parents=True, exist_ok=True)
-        (package / "_build.json").write_text(json.dumps(record) + os.linesep)
+        (package / "_build.json").write_text(json.dumps(record) + "\n")
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": BuildKernels})
+setup(ext_modules=[extension(cuda=with_cuda())], cmdclass={"build_ext": BuildKernels})

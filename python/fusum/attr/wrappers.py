@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -38,7 +37,8 @@ def tunnel(
         if not float(stdev) >= 0:
             raise ArgumentError(f"stdevs: got {stdev}; expected at least 0")
     noise = Noise(nt_type, samples, min(samples, batch), stdevs, draw_baselines)
-    return replace(inner, plan=replace(inner.plan, noise=noise))
+    inner.plan = Plan(inner.plan.points, inner.plan.fold, inner.plan.rule, noise)
+    return inner
 
 
 class NoiseTunnel(Attribution):

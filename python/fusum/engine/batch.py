@@ -41,10 +41,11 @@ class Batch:
         xs = self.arguments.inputs
         if self.noise is None:
             return xs if stop - start == self.examples else tuple(x if x is None else x[start:stop] for x in xs)
-        return tuple(
-            None if x is None or z is None else ops.noisy_copies(x, z[start:stop], stdev, self.samples, start)
-            for x, z, stdev in zip(xs, self.noise, self.stdevs, strict=True)
-        )
+        copies = []
+        for x, z, stdev in zip(xs, self.noise, self.stdevs, strict=True):
+            part = z if z is None or stop - start == self.examples else z[start:stop]
+            copies.append(None if x is None or part is None else ops.noisy_copies(x, part, stdev, self.samples, start))
+        return tuple(copies)
 
     def has_travelling_extra(self) -> bool:
         """Whether any additional argument differs from example to example."""

@@ -123,7 +123,7 @@ class Job:
         """Random positions on the line, where the plan wants them."""
         if not isinstance(self.plan.points, RandomLine):
             return None
-        return draw.coefficients(examples, next(x for x in self.arguments.inputs if x is not None))
+        return draw.coefficients(examples, self.arguments.device)
 
     def tunnel(self, noise: Noise) -> Score:
         """How a tunnel gets the scores of this plan for noisy copies."""

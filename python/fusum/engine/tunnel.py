@@ -27,13 +27,14 @@ def smooth(noise: Noise, inputs: Tensors, score: Score) -> tuple[Scores, Tensor 
         raise ArgumentError(
             f"stdevs: got {len(stdevs)}; expected one number, or one for each of the {len(inputs)} inputs"
         )
+    examples = next(len(x) for x in inputs if x is not None)
     moments = Moments(noise.kind, noise.samples)
     deltas = []
     full, rest = divmod(noise.samples, noise.partition)
     for samples in [noise.partition] * full + [rest] * bool(rest):
         drawn = draw.noise(inputs, samples)
         for start, scores, delta in score(samples, drawn, stdevs):
-            moments.add(scores, start, samples, next(len(x) for x in inputs if x is not None))
+            moments.add(scores, start, samples, examples)
             if delta is not None:
                 deltas.append(delta)
     return moments.result(), torch.cat(deltas) if deltas else None

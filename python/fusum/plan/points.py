@@ -49,9 +49,9 @@ def quadrature_tensors(method: str, n: int, device: torch.device) -> tuple[Tenso
         return nodes.to(device), weights.to(device)
 
 
-def coefficients(examples: int, like: Tensor) -> Tensor:
-    """A uniform position on the line for every example: [examples], dtype and device of like."""
-    return torch.as_tensor(np.random.uniform(0.0, 1.0, examples)).to(device=like.device, dtype=like.dtype)
+def coefficients(examples: int, device: torch.device) -> Tensor:
+    """A uniform position on the line for every example: float64 [examples]."""
+    return _move(np.random.uniform(0.0, 1.0, examples), device)
 
 
 def noise(inputs: tuple[Tensor | None, ...], samples: int) -> tuple[Tensor | None, ...]:
@@ -67,4 +67,10 @@ def _normal(x: Tensor, samples: int) -> Tensor:
 
 def choices(rows: int, draws: int, device: torch.device) -> Tensor:
     """Which of rows baselines each of draws copies takes: int64 [draws]."""
-    return torch.as_tensor(np.random.choice(rows, draws), dtype=torch.int64).to(device)
+    # What np.random.choice(rows, draws) draws, without its checks.
+    return _move(np.random.randint(0, rows, draws, dtype=np.int64), device)
+
+
+def _move(drawn: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(drawn)
+    return tensor if device.type == "cpu" else tensor.to(device)
