@@ -42,9 +42,11 @@ def extension(cuda: bool) -> Extension:
     if WITHOUT_TORCH:
         return Extension("fusum._C", sources=[])
     found = sorted((ROOT / "csrc").rglob("*.cpp")) + (sorted((ROOT / "csrc").rglob("*.cu")) if cuda else [])
+    others = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cuh", ".cu"))
     return (CUDAExtension if cuda else CppExtension)(
         "fusum._C",
         sources=[str(path.relative_to(ROOT)) for path in found],
+        depends=[str(path.relative_to(ROOT)) for path in others],
         include_dirs=[str(ROOT / "csrc"), str(ROOT / "python" / "fusum" / "ops")],
         extra_compile_args={"cxx": CXX_FLAGS + OPENMP, "nvcc": NVCC_FLAGS},
         extra_link_args=OPENMP,
@@ -71,9 +73,11 @@ class BuildKernels(BuildExtension):
         compiler = shlex.split(os.environ.get("CXX") or "c++")[0]
         if sys.platform != "win32" and shutil.which(compiler) is None:
             return f"no C++ compiler was found at install ({compiler}): install one, then fusum again"
+        before = self.compiler, self.inplace  # a run that fails leaves them changed
         try:
             super().run()
         except (Exception, SystemExit) as error:  # compilers, ninja and torch's own checks fail in many ways
+            self.compiler, self.inplace = before
             said = " ".join(str(error).split())[:400]
             return f"the kernels did not compile ({said}): pip install -v --no-build-isolation . shows more"
         return ""

@@ -15,7 +15,7 @@ from ..settings import current
 
 # On a CPU more rows gain nothing once they fill the caches, but a few are wanted whatever they weigh, up to a limit:
 # weights are then read once for all of them (python -m benchmarks.chunks).
-_CPU_BYTES = 24 * 2**20
+_CPU_BYTES = 32 * 2**20
 _CPU_FEW_ROWS, _CPU_FEW_BYTES = 10, 256 * 2**20
 _CPU_MOST_ROWS = 4096
 _CUDA_SHARE, _CUDA_BYTES = 0.3, 4 * 2**30
