@@ -12,7 +12,7 @@ import torch
 
 from . import __version__, profile
 from .engine.support import without_kernels
-from .patch import patch
+from .patch import patch, watch
 
 _USAGE = """python -m fusum [--profile] script.py [args ...]
        python -m fusum [--profile] -m module [args ...]
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("script", nargs="?", help="a script that uses captum, or the word info")
     parser.add_argument("args", nargs=argparse.REMAINDER, help="the script's own arguments")
     options = parser.parse_args(argv)
-    if options.module is None and options.script is None:
+    if not options.module and options.script is None:
         parser.print_usage(sys.stderr)
         return 2
     if options.module is None and options.script == "info" and not os.path.exists("info"):
@@ -55,20 +55,27 @@ def main(argv: list[str] | None = None) -> int:
 def _run(module: list[str] | None, script: str, args: list[str], wants_profile: bool) -> int:
     patch()
     if wants_profile:
+        watch()
         profile.start()
     try:
         if module is not None:
             sys.argv = module
-            sys.path[0] = os.getcwd()
+            _search_first(os.getcwd())
             runpy.run_module(module[0], run_name="__main__", alter_sys=True)
         else:
             sys.argv = [script, *args]
-            sys.path[0] = os.path.dirname(os.path.abspath(script))
+            _search_first(os.path.dirname(os.path.abspath(script)))
             runpy.run_path(script, run_name="__main__")
     finally:
         if wants_profile:
             print(profile.report(profile.stop()), file=sys.stderr)
     return 0
+
+
+def _search_first(folder: str) -> None:
+    """Look for modules in folder first, as Python does for a script, unless it was told not to (-P)."""
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = folder
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
-from . import attr
+from . import attr, profile
 
 # (module or class, name, captum's own value) of everything that was replaced.
 _replaced: list[tuple[Any, str, Any]] = []
@@ -38,8 +40,30 @@ def patch() -> None:
                 setattr(module, name, ours[value])
 
 
+def watch() -> None:
+    """Let the profile count captum's classes that fusum does not replace; unpatch ends it."""
+    captum = importlib.import_module("captum.attr")
+    for theirs in {value for value in vars(captum).values() if isinstance(value, type)}:
+        attribute = vars(theirs).get("attribute")
+        if callable(attribute) and not theirs.__module__.startswith("fusum."):
+            _replaced.append((theirs, "attribute", attribute))
+            setattr(theirs, "attribute", _counted(attribute))  # noqa: B010
+
+
+def _counted(attribute: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(attribute)
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        name = type(self).__name__
+        with profile.timed(name, f"captum's own {name} runs: fusum does not replace it"):
+            return attribute(self, *args, **kwargs)
+
+    # Other methods of captum call __wrapped__ to go uncounted.
+    vars(counted)["__wrapped__"] = getattr(attribute, "__wrapped__", attribute)
+    return counted
+
+
 def unpatch() -> None:
-    """Give captum its own classes back."""
+    """Give captum its own classes back; its objects still count as instances of fusum's classes."""
     while _replaced:
         holder, name, value = _replaced.pop()
         setattr(holder, name, value)

@@ -24,13 +24,55 @@ class Settings:
     strict: bool = False
 
 
-_FROM_ENVIRONMENT = Settings(
-    backend=os.environ.get("FUSUM_BACKEND") or "auto", strict=os.environ.get("FUSUM_STRICT", "") not in ("", "0")
-)
+def positive_int(name: str, value: Any) -> int:
+    """value as an int of at least 1, or an error that names the argument."""
+    if type(value) is int and value > 0:
+        return value
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ArgumentTypeError(f"{name}: got {value!r} ({type(value).__name__}); expected an integer of at least 1")
+    number = int(value.__index__())
+    if number < 1:
+        raise ArgumentError(f"{name}: got {number}; expected an integer of at least 1")
+    return number
+
+
+def _optional_rows(value: Any) -> int | None:
+    return None if value is None else positive_int("max_rows", value)
+
+
+def _bytes(value: Any) -> int | None:
+    if isinstance(value, str) and value[-2:].lower() in _UNITS:
+        try:
+            value = int(float(value[:-2]) * _UNITS[value[-2:].lower()])
+        except (ValueError, OverflowError):
+            raise ArgumentError(f'memory: got {value!r}; expected bytes or text such as "512MB"') from None
+    return None if value is None else positive_int("memory", value)
+
+
+def _backend(value: Any) -> str:
+    if value not in BACKENDS:
+        raise ArgumentError(f"backend: got {value!r}; expected one of {list(BACKENDS)}")
+    return str(value)
+
+
+def _strict(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"strict: got {value!r} ({type(value).__name__}); expected True or False")
+    return value
+
+
+_CHECKS = {"max_rows": _optional_rows, "memory": _bytes, "backend": _backend, "strict": _strict}
+
+
+def _from_environment() -> Settings:
+    backend = os.environ.get("FUSUM_BACKEND") or "auto"
+    if backend not in BACKENDS:
+        raise ArgumentError(f"FUSUM_BACKEND: got {backend!r}; expected one of {list(BACKENDS)}")
+    return Settings(backend=backend, strict=os.environ.get("FUSUM_STRICT", "") not in ("", "0"))
 
 
 class _PerThread(threading.local):
-    settings = _FROM_ENVIRONMENT
+    settings = _from_environment()
 
 
 _thread = _PerThread()
@@ -71,43 +113,3 @@ class config:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _thread.settings = self._before
-
-
-def positive_int(name: str, value: Any) -> int:
-    """value as an int of at least 1, or an error that names the argument."""
-    if type(value) is int and value > 0:
-        return value
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ArgumentTypeError(f"{name}: got {value!r} ({type(value).__name__}); expected an integer of at least 1")
-    number = int(value.__index__())
-    if number < 1:
-        raise ArgumentError(f"{name}: got {number}; expected an integer of at least 1")
-    return number
-
-
-def _optional_rows(value: Any) -> int | None:
-    return None if value is None else positive_int("max_rows", value)
-
-
-def _bytes(value: Any) -> int | None:
-    if isinstance(value, str) and value[-2:].lower() in _UNITS:
-        try:
-            value = int(float(value[:-2]) * _UNITS[value[-2:].lower()])
-        except ValueError:
-            raise ArgumentError(f'memory: got {value!r}; expected bytes or text such as "512MB"') from None
-    return None if value is None else positive_int("memory", value)
-
-
-def _backend(value: Any) -> str:
-    if value not in BACKENDS:
-        raise ArgumentError(f"backend: got {value!r}; expected one of {list(BACKENDS)}")
-    return str(value)
-
-
-def _strict(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ArgumentTypeError(f"strict: got {value!r} ({type(value).__name__}); expected True or False")
-    return value
-
-
-_CHECKS = {"max_rows": _optional_rows, "memory": _bytes, "backend": _backend, "strict": _strict}

@@ -48,6 +48,7 @@ void for_blocks(int64_t elements, int64_t visits, const Body& body) {
 }
 
 // Calls body(row, element, place, count) for each row's part of a block; place counts from the block's first element.
+// Loops over these parts say ivdep: operands do not overlap, and asking whether they do takes longer than a short row.
 template <class Body>
 void for_row_parts(int64_t first, int64_t count, int64_t row_elements, const Body& body) {
   int64_t row = first / row_elements;

@@ -20,11 +20,18 @@ void add_rows(const Moments& call, int64_t samples, int64_t start) {
       A* __restrict square = squares ? squares + first + place : nullptr;
       for (int64_t row = rows.first; row < rows.last; ++row) {
         const V* __restrict value = values + offset_of(row, call.row) + element;
-        for (int64_t i = 0; i < part; ++i) {
-          total[i] = first_moment(total[i], static_cast<A>(value[i]));
-        }
-        for (int64_t i = 0; square && i < part; ++i) {
-          square[i] = second_moment(square[i], static_cast<A>(value[i]));
+        if (square) {
+#pragma GCC ivdep
+          for (int64_t i = 0; i < part; ++i) {
+            const A number = static_cast<A>(value[i]);
+            total[i] = first_moment(total[i], number);
+            square[i] = second_moment(square[i], number);
+          }
+        } else {
+#pragma GCC ivdep
+          for (int64_t i = 0; i < part; ++i) {
+            total[i] = first_moment(total[i], static_cast<A>(value[i]));
+          }
         }
       }
     });

@@ -22,6 +22,7 @@ void fill_copies(const NoisyCopies& call, double stdev, int64_t samples, int64_t
       const T* input = inputs + offset_of(example, call.row) + element;
       const N* noise = noises + first + place;
       T* __restrict copy = copies + first + place;
+#pragma GCC ivdep
       for (int64_t i = 0; i < part; ++i) {
         copy[i] = static_cast<T>(noisy_copy(static_cast<A>(input[i]), scale, static_cast<A>(noise[i])));
       }

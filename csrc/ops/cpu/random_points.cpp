@@ -21,6 +21,7 @@ void fill_points(const RandomPoints& call) {
       const A coefficient = coefficients[row];
       const T* input = inputs + first + place;
       T* __restrict point = points + first + place;
+#pragma GCC ivdep
       for (int64_t i = 0; i < part; ++i) {
         point[i] = static_cast<T>(random_point(static_cast<A>(input[i]), base[place + i], coefficient));
       }

@@ -15,8 +15,7 @@ from .. import profile
 from ..engine.gradients import compute_gradients
 from ..engine.run import convergence_delta, run
 from ..engine.support import why_not_fused
-from ..plan.spec import PLAIN, Call, Gradient, Once, Plan
-from ..plan.spec import Fold as Fold
+from ..plan.spec import PLAIN, Call, Fold, Gradient, Once, Plan
 
 P = ParamSpec("P")
 
@@ -42,7 +41,16 @@ def attribution(build: Callable[P, Call]) -> Callable[P, Any]:
         with profile.timed(type(args[0]).__name__, why_not_fused(call.plan)):
             return run(call)
 
+    vars(attribute)["made"] = attribute
     return attribute
+
+
+def build_of(method: Any) -> Callable[..., Call] | None:
+    """The function that builds a method's Call, or None where its attribute is not one that attribution made."""
+    attribute = getattr(type(method), "attribute", None)
+    made = getattr(attribute, "made", None)  # a wrapper copies it, but it still names the function that was wrapped
+    own = made is attribute is not None and "attribute" not in getattr(method, "__dict__", {})
+    return getattr(attribute, "build", None) if own else None
 
 
 class Attribution(metaclass=ABCMeta):
@@ -82,7 +90,7 @@ class GradientAttribution(Attribution):
         self.gradient_func = compute_gradients
 
     @property
-    def rule(self) -> Gradient:
+    def _rule(self) -> Gradient:
         """How this object goes back: the plain gradient, or the function that replaced it."""
         return PLAIN if self.gradient_func is compute_gradients else Gradient(self.gradient_func)
 

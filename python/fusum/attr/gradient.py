@@ -37,7 +37,7 @@ class Saliency(GradientAttribution):
         Raises:
             ArgumentError: an argument does not fit, named in the message.
         """
-        plan = Plan(Once(), Fold.ABS if abs else Fold.GRADIENT, self.rule)
+        plan = Plan(Once(), Fold.ABS if abs else Fold.GRADIENT, self._rule)
         return Call(plan, self.forward_func, inputs, None, target, additional_forward_args)
 
     attribute_future = no_future
@@ -58,7 +58,7 @@ class InputXGradient(GradientAttribution):
         Raises:
             ArgumentError: an argument does not fit, named in the message.
         """
-        plan = Plan(Once(), Fold.TIMES_INPUT, self.rule)
+        plan = Plan(Once(), Fold.TIMES_INPUT, self._rule)
         return Call(plan, self.forward_func, inputs, None, target, additional_forward_args)
 
     attribute_future = no_future
@@ -120,7 +120,7 @@ class IntegratedGradients(_FromBaselines):
             ArgumentError: an argument does not fit, named in the message.
         """
         return Call(
-            Plan(line(n_steps, method), self._fold, self.rule),
+            Plan(line(n_steps, method), self._fold, self._rule),
             self.forward_func,
             inputs,
             baselines,
@@ -168,7 +168,7 @@ class GradientShap(_FromBaselines):
         if not isinstance(first, Tensor):
             raise ArgumentTypeError(f"baselines: got {type(first).__name__}; expected a tensor [N, ...] to draw from")
         inner = Call(
-            Plan(RandomLine(), self._fold, self.rule),
+            Plan(RandomLine(), self._fold, self._rule),
             self.forward_func,
             inputs,
             baselines,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import ArgumentError, ArgumentTypeError
 from ..plan.spec import Call, Fold, Noise, Other, Plan
 from ..settings import positive_int
-from .base import Attribution, GradientAttribution, attribution, no_future
+from .base import Attribution, GradientAttribution, attribution, build_of, no_future
 
 KINDS = ("smoothgrad", "smoothgrad_sq", "vargrad")
 
@@ -98,9 +98,9 @@ class NoiseTunnel(Attribution):
 
     def _inner(self, inputs: Any, kwargs: dict[str, Any]) -> Call:
         method = self.attribution_method
-        build = getattr(getattr(type(method), "attribute", None), "build", None)
+        build = build_of(method)
         if build is not None:
-            call: Call = build(method, inputs, **kwargs)
+            call = build(method, inputs, **kwargs)
             if call.plan.noise is None:
                 return call
         uncounted = getattr(method.attribute, "__wrapped__", None)

@@ -36,8 +36,8 @@ def compute_gradients(
     """
     items = inputs if isinstance(inputs, tuple) else (inputs,)
     with torch.enable_grad():
-        no_parameters = not isinstance(forward_fn, torch.nn.Module) and not inspect.signature(forward_fn).parameters
-        out = explained(forward_fn() if no_parameters else forward_fn(*items, *as_extra(additional_forward_args)))
+        given = (*items, *as_extra(additional_forward_args)) if _takes_arguments(forward_fn) else ()
+        out = explained(forward_fn(*given))
         if out.dim() == 0:
             raise ArgumentError("forward_fn: returned a tensor with no dimensions; expected one row an example")
         target = Target.of(target_ind, len(out))
@@ -45,8 +45,19 @@ def compute_gradients(
         return differentiate(target.pick(out, rows), items)
 
 
+def _takes_arguments(function: Callable[..., Any]) -> bool:
+    if isinstance(function, torch.nn.Module):
+        return True
+    try:
+        return bool(inspect.signature(function).parameters)
+    except ValueError:  # compiled functions have no signature, and nobody compiles one that takes nothing
+        return True
+
+
 def differentiate(numbers: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Gradients of each of the explained numbers; an unused input gets zeros, but not all of them may be unused."""
+    if numbers.is_complex():
+        raise ArgumentError(f"forward_func: returned {numbers.dtype}; expected real numbers")
     if not numbers.requires_grad:
         raise ArgumentError(
             "forward_func: its output carries no gradient; expected it to depend on inputs differentiably"

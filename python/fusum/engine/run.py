@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from .model import check_rows, couples_rows, keeps_rows_apart, view
 from .support import insist
 from .tunnel import Score, Scores, smooth, smooth_other
 from .values import Values, completeness_gap
+
+T = TypeVar("T")
 
 
 def run(call: Call) -> Any:
@@ -48,15 +50,20 @@ def convergence_delta(call: Call, attributions: Any) -> Tensor:
     with scope():
         arguments = normalise(call)
         scores = attributions if isinstance(attributions, tuple) else (attributions,)
+        if len(scores) != len(arguments.inputs):
+            raise ArgumentError(
+                f"attributions: got {len(scores)}; expected one for each of {len(arguments.inputs)} inputs"
+            )
         for i, s in enumerate(scores):
-            if s.shape[:1] != (arguments.examples,):
-                raise ArgumentError(
-                    f"attributions[{i}]: got shape {tuple(s.shape)}; expected {arguments.examples} examples"
-                )
+            if s is not None and (not isinstance(s, Tensor) or s.shape[:1] != (arguments.examples,)):
+                got = tuple(s.shape) if isinstance(s, Tensor) else type(s).__name__
+                raise ArgumentError(f"attributions[{i}]: got {got}; expected a tensor of {arguments.examples} examples")
+        job = Job(call, arguments, current())
         batch = Batch(arguments, arguments.examples, arguments.baselines)
-        values = Job(call, arguments, current()).values(batch)
+        values = job.values(batch)
+        changes = [c for _, c in job.pieces(batch, 1, lambda block, _: values.change(block, job.rows))]
         with torch.no_grad():
-            return completeness_gap(scores, values.change(batch.block(0, batch.examples), None))
+            return completeness_gap(scores, torch.cat(changes))
 
 
 class scope:
@@ -100,19 +107,15 @@ class Job:
 
     def _is_automatic(self) -> bool:
         """Whether to choose rows: nobody set them, there is much to do, and a cut batch has the same results."""
-        settings = current()
-        if (
-            self.arguments.max_rows
-            or (settings.max_rows and not settings.memory)
-            or self.plan.rule.function is not None
-        ):
+        settings, noise = self.settings, self.plan.noise
+        fixed = self.arguments.max_rows or (settings.max_rows and not settings.memory)
+        if fixed or self.plan.rule.function is not None:
             return False
         copies = self.plan.points.n_steps if isinstance(self.plan.points, Line) else 1
-        if self.plan.noise is not None:
-            copies *= self.plan.noise.samples
-        return not (settings.memory is None and is_small(self.arguments.inputs, copies)) and not couples_rows(
-            self.model.key
-        )
+        copies *= 1 if noise is None else noise.samples
+        if settings.memory is None and is_small(self.arguments.inputs, copies):
+            return False
+        return not couples_rows(self.model.key)
 
     def _most_rows(self) -> int | None:
         automatic = None if self.footprint is None else self.footprint.rows()
@@ -161,21 +164,26 @@ class Job:
         return joined, torch.cat(deltas) if deltas else None
 
     def blocks(self, batch: Batch) -> Iterator[tuple[int, Scores, Tensor | None]]:
-        """(start, scores, delta) of blocks of examples; one that runs out of memory is run again in smaller pieces."""
+        """(start, scores, delta) of blocks of examples."""
         n = self.plan.points.n_steps if isinstance(self.plan.points, Line) else 1
         values = self.values(batch) if self.wants_delta else None
+        for start, found in self.pieces(batch, n, lambda block, points: self._block(block, points, values)):
+            yield start, *found
+
+    def pieces(self, batch: Batch, n: int, work: Callable[[Block, int], T]) -> Iterator[tuple[int, T]]:
+        """(start, work's result) of blocks of examples with n points; one that runs out of memory is cut smaller."""
         start = 0
         while start < batch.examples:
             examples, points = batch.examples - start, n
             if self.rows is not None:
                 examples, points = cut(examples, points, self.rows)
             try:
-                scores, delta = self._block(batch.block(start, start + examples), points, values)
+                found = work(batch.block(start, start + examples), points)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not self._shrink(examples, points):
                     raise
                 continue
-            yield start, scores, delta
+            yield start, found
             start += examples
 
     def values(self, batch: Batch) -> Values:

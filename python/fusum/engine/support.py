@@ -27,8 +27,7 @@ def without_kernels() -> str | None:
 
 
 def insist(plan: Plan) -> None:
-    """Under ``strict``, raise where this plan would not run fused."""
-    if current().strict:
-        reason = why_not_fused(plan)
-        if reason is not None:
-            raise StrictError(f"strict: this call would leave the fused path: {reason}")
+    """Raise where this plan would not run fused: what ``strict`` asks for."""
+    reason = why_not_fused(plan)
+    if reason is not None:
+        raise StrictError(f"strict: this call would leave the fused path: {reason}")

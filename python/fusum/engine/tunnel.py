@@ -99,8 +99,8 @@ def smooth_other(noise: Noise, other: Other, inputs: Any) -> Any:
         found = other.attribute(noisy if isinstance(inputs, tuple) else noisy[0], **expanded[samples])
         scores, delta = found if other.returns_delta else (found, None)
         form[:] = [isinstance(scores, tuple)]
-        detached = tuple(s.detach() for s in (scores if isinstance(scores, tuple) else (scores,)))
-        yield 0, detached, delta
+        parts = scores if isinstance(scores, tuple) else (scores,)
+        yield 0, tuple([s if s is None else s.detach() for s in parts]), delta
 
     with torch.no_grad():  # the inner method turns gradients on where it needs them
         scores, delta = smooth(noise, real, score)

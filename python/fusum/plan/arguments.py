@@ -47,8 +47,9 @@ class Baseline:
         return Baseline(self.value, torch.arange(len(self.value) * samples, device=self.value.device) // samples)
 
     def like(self, shape: tuple[int, ...]) -> Tensor:
-        """The starting points themselves, in this shape."""
-        return (self.value if self.index is None else self.value[self.index]).expand(shape)
+        """The starting points themselves, in this shape; what a model may write to is never shared between rows."""
+        rows = self.value if self.index is None else self.value[self.index]
+        return rows if rows.shape == shape else rows.expand(shape).clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(slots=True)
@@ -96,6 +97,8 @@ def check_inputs(inputs: tuple[Any, ...], any_type: bool = False) -> int:
         if not isinstance(x, Tensor):
             got = type(x).__name__
             raise ArgumentTypeError(f"{_at('inputs', i, inputs)}: got {got}; expected a tensor or a tuple of tensors")
+        if x.layout != torch.strided:
+            raise ArgumentTypeError(f"{_at('inputs', i, inputs)}: got a tensor of {x.layout}; expected a dense one")
         rows = x.shape[0] if x.dim() else 0
         if rows == 0:
             kind = "an empty batch of" if x.dim() else "no dimensions, that is,"

@@ -78,7 +78,10 @@ def _indices(name: str, raw: Any) -> tuple[int, ...]:
         raise ArgumentTypeError(
             f"{name}: got {_short(raw)} ({type(raw).__name__}); expected an integer or a tuple of integers"
         )
-    return tuple(as_int(item) for item in items)
+    try:
+        return tuple(as_int(item) for item in items)
+    except TypeError:  # an array of several numbers has __index__, too
+        raise ArgumentTypeError(f"{name}: got {_short(raw)}; expected an integer or a tuple of integers") from None
 
 
 def _check_bounds(raw: Any, bounds: tuple[tuple[int, int], ...], out: Tensor) -> None:
