@@ -16,7 +16,7 @@ from ..settings import current
 # On a CPU more rows gain nothing once they fill the caches, but a few are wanted whatever they weigh, up to a limit:
 # weights are then read once for all of them (python -m benchmarks.chunks).
 _CPU_BYTES = 32 * 2**20
-_CPU_FEW_ROWS, _CPU_FEW_BYTES = 10, 256 * 2**20
+_CPU_FEW_ROWS, _CPU_FEW_BYTES = 20, 256 * 2**20
 _CPU_MOST_ROWS = 4096
 _CUDA_SHARE, _CUDA_BYTES = 0.3, 4 * 2**30
 # Before a model is measured: not many rows, and activations guessed at this many times its inputs.
@@ -37,7 +37,8 @@ class Footprint:
         self._input_bytes = sum(x.element_size() * (x.numel() // x.shape[0]) for x in present)
         self._key = (self._device, *((x.dtype, x.shape[1:]) for x in present))
         try:
-            self._known = _footprints.setdefault(model, {})
+            known = _footprints.get(model)
+            self._known = _footprints.setdefault(model, {}) if known is None else known
         except TypeError:  # a callable that cannot be referred to weakly is measured at every call
             self._known = {}
 
