@@ -31,9 +31,7 @@ class Model:
             padding = self.low - rows
             inputs = tuple(_pad(x, rows, padding) for x in inputs)
             extra = tuple(_pad(x, rows, padding) for x in extra)
-        out = self.call(*inputs, *extra)
-        if not isinstance(out, Tensor):
-            out = explained(out)
+        out = explained(self.call(*inputs, *extra))
         if rows < self.low and out.dim() and out.shape[0] == self.low:
             out = out[:rows]
         return out

@@ -259,12 +259,10 @@ class Job:
     def _fused_step(self, at: Tensors, block: Block, points: int) -> tuple[Tensors, Tensor | None]:
         rows = points * block.examples
         leaves = [x.requires_grad_() for x in at if x is not None]
-        arguments = self.arguments
-        out = self.model(at, block.extra(points) if arguments.extra else (), rows)
+        out = self.model(at, block.extra(points), rows)
         if out.dim() == 0 or out.shape[0] != rows:
             self._check_rows(out, rows)
-        target = arguments.target
-        reached = target.pick(out, None if target.rows is None else block.target_rows(points, out.device))
+        reached = self.arguments.target.pick(out, block.target_rows(points, out.device))
         found: Tensors = differentiate(reached, leaves)
         if len(found) < len(at):
             rest = iter(found)

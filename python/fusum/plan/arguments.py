@@ -75,13 +75,13 @@ def normalise(call: Call) -> Arguments:
     baselines: tuple[Baseline | None, ...] = ()
     if call.has_baselines:
         baselines = as_baselines(call.baselines, inputs, noise is not None and noise.draw_baselines)
-    cap, extra = call.internal_batch_size, call.additional_forward_args
+    cap = call.internal_batch_size
     return Arguments(
         tuple([_plain(x) for x in inputs]),
         single,
         baselines,
         Target.of(call.target, examples),
-        () if extra is None else tuple([_plain(a) for a in as_extra(extra)]),
+        tuple([_plain(a) for a in as_extra(call.additional_forward_args)]),
         examples,
         next(x for x in inputs if x is not None).device,
         None if cap is None else positive_int("internal_batch_size", cap),
