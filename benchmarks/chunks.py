@@ -30,7 +30,7 @@ MLP_ROWS = (45, 90, 180, 360, 540, 900, 1800, 3060, 4500, 9000)
 CASES = (
     Case("mlp", models.mlp, models.features(180), 50, None, MLP_ROWS),
     Case("dlrm", models.Dlrm, models.clicks(497), 10, None, (63, 125, 249, 497, 994, 1988, 2485, 4970)),
-    Case("cnn32", models.cnn, models.images(8, 32), 20, 3, (1, 2, 4, 8, 16, 32, 80, 160)),
+    Case("cnn32", models.Cnn, models.images(8, 32), 20, 3, (1, 2, 4, 8, 16, 32, 80, 160)),
     Case("resnet18_64", models.resnet18, models.images(1, 64), 40, 3, (1, 2, 4, 5, 8, 10, 20, 40)),
     Case("resnet18_128", models.resnet18, models.images(1, 128), 20, 3, (1, 2, 3, 4, 5, 7, 10, 20)),
     Case("resnet18_224", models.resnet18, models.images(1, 224), 20, 3, (1, 2, 3, 4, 5, 7, 10, 20)),

@@ -45,20 +45,27 @@ class Dlrm(nn.Module):
         return torch.sigmoid(self.top(torch.cat((bottom, dots), dim=1)))
 
 
-def cnn() -> nn.Module:
-    """A small image classifier: [B, 3, 32, 32] -> [B, 10]."""
-    return nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(64, 64, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(4096, 128),
-        nn.ReLU(),
-        nn.Linear(128, 10),
-    )
+class Cnn(nn.Module):
+    """A small image classifier: [B, 3, 32, 32] -> [B, 10].
+
+    It flattens by a function, since captum's LRP knows no `nn.Flatten`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, stride=2, padding=1),
+            nn.ReLU(),
+        )
+        self.head = perceptron(4096, 128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.features(x).flatten(1))
+        return scores
 
 
 class BasicBlock(nn.Module):

@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import ideal, models
+from . import ideal, ideal_rules, models
 
 Tensors = tuple[Tensor, ...]
-NEAR_IDEAL = 1.15  # fusum's time over the ideal loop's, on every workload
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Workload:
         model: builds the model; see models.py.
         inputs: builds the inputs for a device.
         method: builds the method from a library (`fusum.attr` or `captum.attr`) and the model.
-        ideal: the same work by hand; see ideal.py.
+        ideal: the same work by hand; see ideal.py and ideal_rules.py.
         arguments: keyword arguments of `attribute` and of `ideal`.
         settings: captum's chunk settings to choose the best from, beside its default.
         rows: the ideal's chunks to choose the best from.
@@ -30,6 +29,7 @@ class Workload:
         scripted: whether the model is TorchScript.
         over_best: captum's time at its best setting over fusum's, to reach.
         over_default: the same for captum's default.
+        near_ideal: fusum's time over the ideal loop's, not to pass.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Workload:
     scripted: bool = False
     over_best: float | None = None
     over_default: float | None = None
+    near_ideal: float = 1.15
 
     def keywords(self, device: str) -> dict[str, Any]:
         """All keyword arguments, with tensors on the device."""
@@ -73,6 +74,26 @@ def smooth_saliency(attr: ModuleType, model: nn.Module) -> Any:
 def random_path(attr: ModuleType, model: nn.Module) -> Any:
     """GradientShap."""
     return attr.GradientShap(model)
+
+
+def rescale(attr: ModuleType, model: nn.Module) -> Any:
+    """DeepLift."""
+    return attr.DeepLift(model)
+
+
+def rescale_shap(attr: ModuleType, model: nn.Module) -> Any:
+    """DeepLiftShap."""
+    return attr.DeepLiftShap(model)
+
+
+def guided(attr: ModuleType, model: nn.Module) -> Any:
+    """Guided backpropagation."""
+    return attr.GuidedBackprop(model)
+
+
+def relevance(attr: ModuleType, model: nn.Module) -> Any:
+    """Layer-wise relevance propagation."""
+    return attr.LRP(model)
 
 
 def mlp_ig(name: str, rows: int, over_best: float, scripted: bool = False) -> Workload:
@@ -105,6 +126,40 @@ def resnet18_ig(name: str, scripted: bool = False) -> Workload:
         scripted=scripted,
         over_best=1.0,
         over_default=1.2,
+    )
+
+
+def mlp_deep_lift(name: str, rows: int, over_best: float) -> Workload:
+    """DeepLift of the MLP on some rows."""
+    return Workload(
+        name,
+        models.mlp,
+        models.features(rows),
+        rescale,
+        ideal_rules.deep_lift,
+        {},
+        (),
+        (rows,),
+        over_best=over_best,
+        near_ideal=1.3,
+    )
+
+
+def cnn_rule(
+    name: str, method: Callable[[ModuleType, nn.Module], Any], loop: Callable[..., Tensors], over_best: float
+) -> Workload:
+    """A rule of the backward pass, on 16 images and the CNN."""
+    return Workload(
+        name,
+        models.Cnn,
+        models.images(16, 32),
+        method,
+        loop,
+        {"target": 3},
+        (),
+        (4, 8, 16),
+        over_best=over_best,
+        near_ideal=1.3,
     )
 
 
@@ -148,7 +203,7 @@ WORKLOADS = (
     ),
     Workload(
         "cnn_noise_tunnel_saliency",
-        models.cnn,
+        models.Cnn,
         models.images(8, 32),
         smooth_saliency,
         ideal.noise_tunnel(ideal.saliency),
@@ -158,4 +213,35 @@ WORKLOADS = (
     ),
     resnet18_ig("resnet18_ig"),
     resnet18_ig("resnet18_ig_scripted", scripted=True),
+    mlp_deep_lift("mlp_deep_lift", 180, over_best=10),
+    mlp_deep_lift("mlp_deep_lift_1row", 1, over_best=4),
+    Workload(
+        "mlp_deep_lift_shap",
+        models.mlp,
+        models.features(180),
+        rescale_shap,
+        ideal_rules.deep_lift_shap,
+        {},
+        (),
+        (180, 360, 900, 1800, 3600),
+        tensors={"baselines": lambda device: models.draw(20, 8, device=device, seed=9)},
+        over_best=8,
+        near_ideal=2,
+    ),
+    cnn_rule("cnn_deep_lift", rescale, ideal_rules.deep_lift, over_best=3),
+    Workload(
+        "cnn_deep_lift_shap",
+        models.Cnn,
+        models.images(8, 32),
+        rescale_shap,
+        ideal_rules.deep_lift_shap,
+        {"target": 3, "return_convergence_delta": True},
+        (),
+        (8, 16, 32, 40, 80, 160),
+        tensors={"baselines": lambda device: models.draw(20, 3, 32, 32, device=device, seed=9)},
+        over_best=6,
+        near_ideal=2,
+    ),
+    cnn_rule("cnn_guided_backprop", guided, ideal_rules.guided_backprop, over_best=1.15),
+    cnn_rule("cnn_lrp", relevance, ideal_rules.lrp, over_best=2.2),
 )

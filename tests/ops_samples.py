@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -51,6 +52,26 @@ SHAPES: dict[str, tuple[tuple[int, ...], Layout, Layout]] = {
     "expanded": ((4, 6), Tensor.contiguous, _expanded),
     "no rows": ((0, 3), Tensor.contiguous, Tensor.contiguous),
     "empty rows": ((3, 0, 2), Tensor.contiguous, Tensor.contiguous),
+}
+
+
+def _pairs_channels_last(x: Tensor) -> Tensor:
+    return _channels_last(x.flatten(0, -4)).view(x.shape)
+
+
+# The shapes of gradients, of what follows the example, and of what follows the baseline.
+BROADCASTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
+    "pairs": ((4, 3, 10), (1, 3, 10), (4, 1, 10)),
+    "pairs of 16 bytes": ((4, 3, 16), (1, 3, 16), (4, 1, 16)),
+    "pairs across blocks": ((3, 5, 611), (1, 5, 611), (3, 1, 611)),
+    "pairs of images": ((4, 3, 2, 5, 6), (1, 3, 2, 5, 6), (4, 1, 2, 5, 6)),
+    "pairs of images in channels last": ((4, 3, 2, 5, 6), (1, 3, 2, 5, 6), (4, 1, 2, 5, 6)),
+    "fewer dimensions": ((4, 3, 5), (3, 5), (5,)),
+    "rows and columns": ((6, 16), (6, 1), (1, 16)),
+    "one number": ((6, 7), (), (1, 1)),
+    "no dimensions": ((), (), ()),
+    "too many dimensions to join": ((2, 3, 2, 3, 2, 3, 2), (1, 3, 1, 3, 1, 3, 1), (2, 1, 2, 1, 2, 1, 2)),
+    "no elements": ((0, 3), (1, 3), (3,)),
 }
 
 
@@ -178,6 +199,43 @@ def _moments() -> Iterator[Sample]:
             yield Sample("moments", f"{name}, {part}, no squares", (total, None, values, 3, start))
 
 
+def _often_whole(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    draw = _normal(shape, dtype, seed)
+    return torch.where(draw.abs() < 1.2, draw.round(), draw)
+
+
+def _operator(
+    example: tuple[int, ...], baseline: tuple[int, ...], dtype: torch.dtype, layout: Layout
+) -> tuple[Tensor, ...]:
+    """x, x_ref, y, y_ref and slope, all unrelated, but x and x_ref agree in about every fifth place."""
+    inputs = _often_whole(example, dtype, 10), _often_whole(baseline, dtype, 11)
+    values = (_normal(shape, dtype, seed) for seed, shape in enumerate((example, baseline, example), 12))
+    return tuple(map(layout, (*inputs, *values)))
+
+
+def _rescale_of(name: str, gradients: Tensor, operator: tuple[Tensor, ...], note: str = "") -> Iterator[Sample]:
+    """An operator whose values are given, and ReLU."""
+    dtype, title = str(operator[0].dtype)[6:], f"{str(gradients.dtype)[6:]} gradients{note}"
+    yield Sample("rescale", f"{name}, {dtype}, {title}", (gradients, *operator, 0.01))
+    yield Sample("rescale", f"ReLU, {dtype}, {name}, {title}", (gradients, *operator[:2], None, None, None, 1e-10))
+
+
+def _rescale() -> Iterator[Sample]:
+    for name, (shape, layout, others) in SHAPES.items():
+        operator = _operator(shape, shape, torch.float32, others)
+        yield from _rescale_of(name, _normal(shape, torch.float32, 16, layout), operator)
+    for name, (shape, example, baseline) in BROADCASTS.items():
+        layout = _pairs_channels_last if name.endswith("channels last") else Tensor.contiguous
+        gradients = _normal(shape, torch.float32, 16, layout)
+        yield from _rescale_of(name, gradients, _operator(example, baseline, torch.float32, layout))
+        strided = _operator(example, baseline, torch.float32, _strided)
+        yield from _rescale_of(name, gradients, strided, ", others strided")
+    for name, (dtype, of) in product(("pairs of 16 bytes", "pairs across blocks"), product(DTYPES, DTYPES)):
+        shape, example, baseline = BROADCASTS[name]
+        if not dtype == of == torch.float32:  # these are among the above
+            yield from _rescale_of(name, _normal(shape, dtype, 16), _operator(example, baseline, of, Tensor.contiguous))
+
+
 SAMPLES: tuple[Sample, ...] = (
     *_path_points(),
     *_path_sum(),
@@ -185,6 +243,7 @@ SAMPLES: tuple[Sample, ...] = (
     *_random_points(),
     *_noisy_copies(),
     *_moments(),
+    *_rescale(),
 )
 
 
@@ -241,6 +300,22 @@ def _moments_by_hand(
     return first, second
 
 
+def _rescaled_by_hand(gradients: Tensor, x: Tensor, x_ref: Tensor, *rest: Any) -> Tensor:
+    """One element after the other, in Python's own numbers."""
+    *values, eps = rest
+    rounding = {torch.float64: 2**-52, torch.float32: 2**-23, torch.float16: 2**-10, torch.bfloat16: 2**-7}[x.dtype]
+    if values[0] is None:
+        values = [x.clamp(min=0), x_ref.clamp(min=0), (x > 0).to(x.dtype)]
+    results = []
+    operands = (gradients, x, x_ref, *values)
+    for g, a, b, y, y_ref, slope in zip(
+        *(operand.double().expand(gradients.shape).flatten().tolist() for operand in operands), strict=True
+    ):
+        near = abs(a - b) <= max(eps, 4 * rounding * max(abs(a), abs(b)))
+        results.append(g * (slope if near else (y - y_ref) / (a - b)))
+    return torch.tensor(results, dtype=torch.float64).view(gradients.shape)
+
+
 BY_HAND: dict[str, Callable[..., Any]] = {
     "path_points": _points_by_hand,
     "path_sum": _sum_by_hand,
@@ -248,4 +323,5 @@ BY_HAND: dict[str, Callable[..., Any]] = {
     "random_points": _random_by_hand,
     "noisy_copies": _copies_by_hand,
     "moments": _moments_by_hand,
+    "rescale": _rescaled_by_hand,
 }

@@ -15,15 +15,17 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 NATIVE = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"})
 
 # What a part may import of fusum; the leaves may be imported by all.
-LEAVES = {"errors", "settings", "profile"}
+LEAVES = {"errors", "settings", "profile", "backward"}
 MAY_IMPORT = {
     "attr": {"plan", "engine"},
-    "engine": {"plan", "ops"},
+    "engine": {"plan", "ops", "rules"},
+    "rules": {"plan", "ops"},
     "plan": set(),
     "ops": set(),
     "errors": set(),
     "settings": set(),
     "profile": set(),
+    "backward": set(),
     "patch": {"attr"},
     "__init__": {"attr", "patch"},
     "__main__": {"ops", "engine", "patch", "__init__"},

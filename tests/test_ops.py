@@ -109,6 +109,7 @@ LARGE = (
     Sample("random_points", "large", (torch.randn(40, 9000), torch.randn(40, 9000), None, torch.rand(40))),
     Sample("noisy_copies", "large", (torch.randn(40, 3000), torch.randn(200, 3000), 0.5, 5, 0)),
     Sample("moments", "large", (torch.zeros(40, 3000), torch.zeros(40, 3000), torch.randn(200, 3000), 5, 0)),
+    Sample("rescale", "large", (torch.randn(9, 7, 3000), *torch.randn(2, 1, 7, 3000), None, None, None, 1e-10)),
 )
 
 
@@ -165,6 +166,74 @@ def test_channels_last_is_kept() -> None:
         assert points.is_contiguous(memory_format=torch.channels_last)
 
 
+@each_device
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_rescale_lies_as_its_gradients_do(device: str, backend: str) -> None:
+    images = torch.randn(6, 3, 4, 5, device=device).contiguous(memory_format=torch.channels_last)
+    pairs, x, x_ref = images.unflatten(0, (2, 3)), images[None, :3], images[:2, None]
+    with fusum.config(backend=backend):
+        for gradients in (pairs, pairs.contiguous(), pairs.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)):
+            found = ops.rescale(gradients, x, x_ref, None, None, None, 1e-10)
+            assert found.stride() == gradients.stride()
+            assert found.data_ptr() != gradients.data_ptr()
+        strided = pairs[..., ::2]
+        found = ops.rescale(strided, x[..., ::2], x_ref[..., ::2], None, None, None, 1e-10)
+        assert found.untyped_storage().nbytes() == found.numel() * found.element_size()
+
+
+@each_device
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_rescale_of_powers(dtype: torch.dtype, device: str, backend: str) -> None:
+    """(a^2 - b^2) / (a - b) = a + b, and 2 a where they agree: exact in every dtype for small whole numbers."""
+    numbers = torch.arange(-5, 6, dtype=dtype, device=device)
+    a, b = numbers[:, None], numbers[None, :]
+    with fusum.config(backend=backend):
+        found = ops.rescale((0 * a + 3) * (0 * b + 1), a, b, a * a, b * b, 2 * a, 1e-10)
+    assert torch.equal(found, 3 * (a + b))
+
+
+@each_device
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rescale_takes_the_slope_up_to_four_roundings(dtype: torch.dtype, sign: int, device: str, backend: str) -> None:
+    step = torch.finfo(dtype).eps
+    for count, eps, expected in [
+        (0, 0.0, 7.0),
+        (4, 0.0, 7.0),
+        (5, 0.0, 1 / 5),  # y moves by one step
+        (5, 5 * step, 7.0),  # the larger of the two bounds holds
+        (6, 5 * step, 1 / 6),
+        (-4, 0.0, 7.0),
+        (-5, 0.0, -1 / 5),
+    ]:
+        x, x_ref, y, y_ref, slope = (
+            torch.tensor([number], dtype=dtype, device=device)
+            for number in (sign * (1 + count * step), sign, step * sign, 0, 7)
+        )
+        with fusum.config(backend=backend):
+            found = ops.rescale(torch.ones_like(x), x, x_ref, y, y_ref, slope, eps)
+        assert found.item() == torch.tensor(expected, dtype=dtype).item(), count
+
+
+@each_device
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_rescale_of_nan_and_infinity(dtype: torch.dtype, device: str, backend: str) -> None:
+    nan, inf = float("nan"), float("inf")
+    x = torch.tensor([nan, 1.0, nan, -1.0, inf, -inf, 2.0, 0.0], dtype=dtype, device=device)
+    x_ref = torch.tensor([1.0, nan, nan, nan, inf, -inf, 1.0, 0.0], dtype=dtype, device=device)
+    ones, slope = torch.ones_like(x), torch.full_like(x, 5)
+    with fusum.config(backend=backend):
+        relu = ops.rescale(ones, x, x_ref, None, None, None, 1e-10)
+        given = ops.rescale(ones, x, x_ref, ones, ones, slope, 1e-10)
+    assert relu[:4].isnan().all()
+    assert relu[4:].tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert given[:4].isnan().all()
+    assert given[4:].tolist() == [5.0, 5.0, 0.0, 5.0]
+
+
 def test_the_end_points_are_exact() -> None:
     x, base = torch.randn(6, 50), torch.randn(6, 50)
     assert torch.equal(ops.path_points(x, base, None, torch.zeros(1).double()), base)
@@ -211,6 +280,21 @@ REFUSED: list[tuple[str, str, tuple[Any, ...]]] = [
     ("moments", "squares", (X, X.double(), torch.zeros(8, 3), 2, 0)),
     ("moments", "values", (X, None, torch.zeros(8, 2), 2, 0)),
     ("moments", "start", (X, None, torch.zeros(9, 3), 2, 0)),
+    ("rescale", "gradients", (X.long(), X, X, None, None, None, 0.0)),
+    ("rescale", "x", (X, X.long(), X.long(), None, None, None, 0.0)),
+    ("rescale", "x", (X, X[None], X, None, None, None, 0.0)),
+    ("rescale", "x", (ROW, X, X, None, None, None, 0.0)),
+    ("rescale", "x_ref", (X, X, X[:2], None, None, None, 0.0)),
+    ("rescale", "x_ref", (X, X, X.double(), None, None, None, 0.0)),
+    ("rescale", "x_ref", (X, X, X.to("meta"), None, None, None, 0.0)),
+    ("rescale", "y", (X, X, X, X[:, :2], X, X, 0.0)),
+    ("rescale", "y_ref", (X, X, X, X, None, X, 0.0)),
+    ("rescale", "y_ref", (X, X, X, None, X, None, 0.0)),
+    ("rescale", "slope", (X, X, X, X, X, None, 0.0)),
+    ("rescale", "slope", (X, X, X, X, X, X.half(), 0.0)),
+    ("rescale", "slope", (X, X, X, None, None, X, 0.0)),
+    ("rescale", "eps", (X, X, X, None, None, None, -1.0)),
+    ("rescale", "eps", (X, X, X, None, None, None, float("nan"))),
 ]
 
 

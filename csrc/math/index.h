@@ -43,4 +43,32 @@ struct BaseRows {
   }
 };
 
+// Where an operand that broadcasts to a dense result is read, for the result's elements in the order they lie in
+// memory. The innermost dimension comes first; its step is 1, or 0 where the operand repeats.
+struct Steps {
+  static constexpr int kMost = 4;
+  int dims;
+  int64_t sizes[kMost];
+  int64_t steps[kMost];
+
+  FUSUM_INLINE int64_t at(int64_t element) const {
+    int64_t place = 0;
+    for (int dim = 0; dim < kMost; ++dim) {  // unrolled, so that a GPU keeps all of it in registers
+      if (dim + 1 < dims) {
+        place += element % sizes[dim] * steps[dim];
+        element /= sizes[dim];
+      } else if (dim + 1 == dims) {
+        place += element * steps[dim];
+      }
+    }
+    return place;
+  }
+};
+
+template <class T>
+struct Broadcast {
+  const T* data;
+  Steps steps;
+};
+
 }  // namespace fusum

@@ -46,4 +46,16 @@ void visit_pair(at::ScalarType dtype, at::ScalarType other, const Body& body) {
   });
 }
 
+// Like visit_float, with a second operand that is of the same dtype or already in what that is accumulated in.
+template <class Body>
+void visit_accumulated(at::ScalarType dtype, at::ScalarType other, const Body& body) {
+  visit_float(dtype, [&](auto first) {
+    if (other == dtype) {
+      body(first, first);
+    } else {
+      body(first, Acc<decltype(first)>{});
+    }
+  });
+}
+
 }  // namespace fusum

@@ -1,11 +1,16 @@
 #include "ops/operands.h"
 
+#include <ATen/ExpandUtils.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <c10/core/ScalarType.h>
 
 #include <algorithm>
 #include <cctype>
+#include <limits>
 #include <string>
+
+#include "ops/dtypes.h"
 
 namespace fusum {
 namespace {
@@ -62,11 +67,15 @@ Tensor rows_like(const Tensor& leader, int64_t count, ScalarType dtype, MemoryFo
   return at::empty(sizes, leader.options().dtype(dtype), format);
 }
 
+void check_floats(const char* name, const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  FUSUM_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16, name, tensor,
+              "float64, float32, bfloat16 or float16");
+}
+
 void check_rows(const char* name, const Tensor& rows) {
   FUSUM_CHECK(rows.dim() > 0, name, rows, "at least one dimension");
-  const ScalarType dtype = rows.scalar_type();
-  FUSUM_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16, name, rows,
-              "float64, float32, bfloat16 or float16");
+  check_floats(name, rows);
 }
 
 void check_total(const char* name, const Tensor& total) {
@@ -111,6 +120,30 @@ void check_samples(int64_t samples, int64_t start, int64_t count, int64_t exampl
   TORCH_CHECK_VALUE(samples >= 1, "samples: got ", samples, "; expected at least 1");
   TORCH_CHECK_VALUE(start >= 0 && start + count <= examples * samples, "start: got ", start, " with ", count,
                     " rows; expected rows within ", examples, " examples of ", samples, " samples");
+}
+
+// tensor is of x's dtype and broadcasts to gradients.
+void check_spread(const char* name, const Tensor& tensor, const Tensor& gradients, const Tensor& x) {
+  check_dtype(name, tensor, x.scalar_type(), x.scalar_type());
+  check_device(name, tensor, gradients);
+  FUSUM_CHECK(at::is_expandable_to(tensor.sizes(), gradients.sizes()), name, tensor, "a shape that broadcasts to ",
+              gradients.sizes());
+}
+
+void check_value(const char* name, const std::optional<Tensor>& value, bool relu, const Tensor& gradients,
+                 const Tensor& x) {
+  TORCH_CHECK_VALUE(value || relu, name, ": got None; expected a tensor where y is one");
+  if (value) {
+    FUSUM_CHECK(!relu, name, *value, "None where y is None");
+    check_spread(name, *value, gradients, x);
+  }
+}
+
+double rounding_of(ScalarType dtype) {
+  double rounding = 0;
+  visit_float(dtype,
+              [&](auto type) { rounding = static_cast<double>(std::numeric_limits<decltype(type)>::epsilon()); });
+  return rounding;
 }
 
 const Tensor& checked_rows(const char* name, const Tensor& rows) {
@@ -255,5 +288,55 @@ void Moments::store() const {
     squares->store();
   }
 }
+
+// Wide gradients take the operands with them; else gradients are of the dtype of x, or are read in its accumulation
+// dtype.
+static ScalarType operand_dtype(const Tensor& gradients, const Tensor& x) {
+  return gradients.scalar_type() == at::kDouble ? at::kDouble : x.scalar_type();
+}
+
+static ScalarType gradient_dtype(const Tensor& gradients, ScalarType operands) {
+  return gradients.scalar_type() == operands ? operands : accumulation(operands);
+}
+
+static const Tensor& checked_rescale(const Tensor& gradients, const Tensor& x, const Tensor& x_ref,
+                                     const std::optional<Tensor>& y, const std::optional<Tensor>& y_ref,
+                                     const std::optional<Tensor>& slope, double eps) {
+  TORCH_CHECK_VALUE(eps >= 0, "eps: got ", eps, "; expected at least 0");
+  check_floats("gradients", gradients);
+  check_floats("x", x);
+  check_spread("x", x, gradients, x);
+  check_spread("x_ref", x_ref, gradients, x);
+  check_value("y", y, !y, gradients, x);
+  check_value("y_ref", y_ref, !y, gradients, x);
+  check_value("slope", slope, !y, gradients, x);
+  return gradients;
+}
+
+// Without the cost of a call where nothing changes.
+static Tensor as(const Tensor& tensor, ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
+}
+
+static std::optional<Spread> spread(const std::optional<Tensor>& value, ScalarType dtype, const Tensor& products) {
+  return value ? std::optional<Spread>(std::in_place, as(*value, dtype), products) : std::nullopt;
+}
+
+Rescale::Rescale(const Tensor& gradients, const Tensor& x, const Tensor& x_ref, const std::optional<Tensor>& y,
+                 const std::optional<Tensor>& y_ref, const std::optional<Tensor>& slope, double eps)
+    : given(checked_rescale(gradients, x, x_ref, y, y_ref, slope, eps).scalar_type()),
+      dtype(operand_dtype(gradients, x)),
+      products(at::empty_like(gradients, gradient_dtype(gradients, dtype))),
+      gradients(as(gradients, products.scalar_type()), products),
+      x(as(x, dtype), products),
+      x_ref(as(x_ref, dtype), products),
+      y(spread(y, dtype, products)),
+      y_ref(spread(y_ref, dtype, products)),
+      slope(spread(slope, dtype, products)),
+      absolute(eps),
+      relative(4 * rounding_of(x.scalar_type())),
+      elements(gradients.numel()) {}
+
+Tensor Rescale::result() const { return as(products, given); }
 
 }  // namespace fusum

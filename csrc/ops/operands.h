@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "math/index.h"
+#include "ops/broadcast.h"
 
 namespace fusum {
 
@@ -111,6 +112,25 @@ struct Moments {
   int64_t row;       // elements of a row
   int64_t first;     // the first element of total that changes
   int64_t elements;  // how many change
+};
+
+struct Rescale {
+  Rescale(const at::Tensor& gradients, const at::Tensor& x, const at::Tensor& x_ref, const std::optional<at::Tensor>& y,
+          const std::optional<at::Tensor>& y_ref, const std::optional<at::Tensor>& slope, double eps);
+  at::Tensor result() const;  // products in the dtype of the given gradients
+
+  at::ScalarType given;
+  at::ScalarType dtype;  // of x and its like; work gradients and products are of this or its accumulation dtype
+  at::Tensor products;
+  Spread gradients;
+  Spread x;
+  Spread x_ref;
+  std::optional<Spread> y;  // these three are absent for ReLU
+  std::optional<Spread> y_ref;
+  std::optional<Spread> slope;
+  double absolute;  // the tolerance
+  double relative;
+  int64_t elements;
 };
 
 }  // namespace fusum

@@ -1,7 +1,101 @@
-// Makes the library a Python extension module; loading it registers the ops.
-#include <Python.h>
+// The Python extension module: loading it registers the ops and the interception of rules.
+#include <torch/csrc/Dtype.h>
+#include <torch/csrc/DynamicTypes.h>
+#include <torch/csrc/PyInterpreter.h>
+#include <torch/csrc/jit/python/pybind_utils.h>
+#include <torch/csrc/utils/pybind.h>
 
-PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "The compiled kernels of fusum.", -1, nullptr};
-  return PyModule_Create(&module);
+#include "rules/rules.h"
+
+namespace fusum {
+namespace {
+
+// An operand as Python has it: dtypes, layouts and memory formats are numbers to the dispatcher.
+py::object to_python(const c10::IValue& value, const c10::TypePtr& type) {
+  auto kind = type->kind();
+  if (kind == c10::TypeKind::OptionalType) {
+    return value.isNone() ? py::none() : to_python(value, type->expectRef<c10::OptionalType>().getElementType());
+  }
+  if (kind == c10::TypeKind::ScalarTypeType && value.isInt()) {
+    return py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(torch::getTHPDtype(value.toScalarType())));
+  }
+  if (kind == c10::TypeKind::LayoutType && value.isInt()) {
+    return py::cast(value.toLayout());
+  }
+  if (kind == c10::TypeKind::MemoryFormatType && value.isInt()) {
+    return py::cast(value.toMemoryFormat());
+  }
+  return torch::jit::toPyObject(value);
 }
+
+// Calls follow(operator, args, kwargs) with the operands of the stack, and leaves its result there.
+void call_python(const py::function& follow, const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const py::gil_scoped_acquire gil;
+  const auto& schema = op.schema();
+  const auto operands = torch::jit::pop(*stack, schema.arguments().size());
+  py::list args;
+  py::dict kwargs;
+  for (size_t i = 0; i < operands.size(); ++i) {
+    const auto& argument = schema.arguments()[i];
+    py::object operand = to_python(operands[i], argument.real_type());
+    if (argument.kwarg_only()) {
+      kwargs[py::str(argument.name())] = std::move(operand);
+    } else {
+      args.append(std::move(operand));
+    }
+  }
+  const py::object api = py::reinterpret_borrow<py::object>(torch::detail::getTorchApiFunction(op));
+  const py::object result = follow(api, py::tuple(args), kwargs);
+  const auto& returns = schema.returns();
+  if (returns.size() == 1) {
+    torch::jit::push(*stack, torch::jit::toIValue(result, returns[0].real_type()));
+    return;
+  }
+  const auto results = py::cast<py::sequence>(result);
+  for (size_t i = 0; i < returns.size(); ++i) {
+    torch::jit::push(*stack, torch::jit::toIValue(results[i], returns[i].real_type()));
+  }
+}
+
+std::shared_ptr<rules::Table> make_table(int relu, const py::function& look, const py::function& follow) {
+  // Tables live as long as the process; their Python functions are never given back.
+  auto* asked = new py::function(look);
+  auto* followed = new py::function(follow);
+  const auto find = [asked](const c10::OperatorHandle& op) {
+    const py::gil_scoped_acquire gil;
+    const py::object api = py::reinterpret_borrow<py::object>(torch::detail::getTorchApiFunction(op));
+    return static_cast<rules::Action>(py::cast<int>((*asked)(api)));
+  };
+  return std::make_shared<rules::Table>(
+      static_cast<rules::Relu>(relu), find,
+      [followed](const c10::OperatorHandle& op, torch::jit::Stack* stack) { call_python(*followed, op, stack); });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled kernels of fusum.";
+  py::class_<rules::Table, std::shared_ptr<rules::Table>>(m, "Table").def(py::init(&make_table));
+  py::class_<rules::Tape, c10::intrusive_ptr<rules::Tape>>(m, "Tape")
+      .def(py::init([](int64_t references) { return c10::make_intrusive<rules::Tape>(references); }))
+      .def("start", &rules::Tape::start)
+      .def_property_readonly("finished", &rules::Tape::finished)
+      .def_readwrite("each", &rules::Tape::each)
+      .def_readwrite("first", &rules::Tape::first)
+      .def_readwrite("count", &rules::Tape::count)
+      .def_readwrite("level", &rules::Tape::level)
+      .def_readonly("failure", &rules::Tape::failure)
+      .def_readonly("unpairable", &rules::Tape::unpairable);
+  py::class_<rules::Pass, std::shared_ptr<rules::Pass>>(m, "Pass")
+      .def(py::init([](std::shared_ptr<rules::Table> table, c10::intrusive_ptr<rules::Tape> tape, bool recording,
+                       double eps) {
+        return std::make_shared<rules::Pass>(rules::Pass{std::move(table), std::move(tape), recording, eps});
+      }));
+  // Makes a pass, or none, the calling thread's; what it was before.
+  m.def("swap", [](std::shared_ptr<rules::Pass> pass) {
+    std::swap(rules::current(), pass);
+    return pass;
+  });
+}
+
+}  // namespace fusum

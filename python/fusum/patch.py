@@ -18,6 +18,7 @@ _replaced: list[tuple[Any, str, Any]] = []
 def patch() -> None:
     """Replace captum's classes by fusum's in every module of captum that holds them.
 
+    A module whose own method inherits from a class keeps that one, for the method uses what is inside it.
     Call it before `from captum.attr import ...`: names that a script has taken already stay captum's.
 
     Raises:
@@ -35,9 +36,15 @@ def patch() -> None:
             mine.register(theirs)  # captum's other classes still count as, say, GradientAttribution
     for module in _captum_modules():
         for name, value in list(vars(module).items()):
-            if isinstance(value, type) and value in ours:
+            if isinstance(value, type) and value in ours and not _is_built_on(value, module, ours):
                 _replaced.append((module, name, value))
                 setattr(module, name, ours[value])
+
+
+def _is_built_on(theirs: type, module: ModuleType, ours: dict[type, type]) -> bool:
+    """Whether a method that stays captum's own inherits from this one, of whose inside it makes use, in its module."""
+    classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    return "attribute" in vars(theirs) and any(theirs in c.__bases__ and c not in ours for c in classes)
 
 
 def watch() -> None:

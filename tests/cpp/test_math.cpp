@@ -2,11 +2,13 @@
 
 #include <sys/mman.h>
 
+#include <cmath>
 #include <iostream>
 
 #include "check.h"
 #include "math/index.h"
 #include "math/path.h"
+#include "math/rescale.h"
 #include "math/samples.h"
 
 namespace {
@@ -21,6 +23,26 @@ void formulas() {
   CHECK_THAT(fusum::noisy_copy(1.0, 2.0, -3.0) == -5.0);
   CHECK_THAT(fusum::first_moment(10.0, -4.0) == 6.0);
   CHECK_THAT(fusum::second_moment(10.0, -4.0) == 26.0);
+}
+
+void rescaling() {
+  const fusum::Tolerance<double> tolerance{0.5, 0.25};
+  CHECK_THAT(fusum::near(1.5, 1.0, tolerance) && !fusum::near(1.75, 1.0, tolerance));  // absolute
+  CHECK_THAT(fusum::near(8.0, 6.0, tolerance) && !fusum::near(8.0, 5.0, tolerance));   // relative
+  CHECK_THAT(fusum::rescale(2.0, 5.0, 1.0, 9.0, 3.0, 100.0, tolerance) == 3.0);
+  CHECK_THAT(fusum::rescale(2.0, 5.0, 4.5, 9.0, 3.0, 100.0, tolerance) == 200.0);
+  CHECK_THAT(fusum::rescale_relu(2.0, 3.0, -1.0, tolerance) == 1.5);
+  CHECK_THAT(fusum::rescale_relu(2.0, -3.0, -3.0, tolerance) == 0.0);
+  CHECK_THAT(std::isnan(fusum::rescale_relu(2.0, -1.0, std::nan(""), tolerance)));
+}
+
+void steps_beyond_32_bits() {
+  const fusum::Steps repeats{1, {kBeyond}, {0}};
+  const fusum::Steps pairs{3, {70'000, 5, 70'000}, {1, 0, 70'000}};  // [P, 1, F] against [P, B, F]
+  const fusum::Steps most{4, {2, 3, 5, 70'000}, {1, 20, 4, 100'000}};
+  CHECK_THAT(repeats.at(kBeyond - 1) == 0);
+  CHECK_THAT(pairs.at((int64_t{69'999} * 5 + 4) * 70'000 + 11) == int64_t{69'999} * 70'000 + 11);
+  CHECK_THAT(most.at(((int64_t{69'999} * 5 + 4) * 3 + 2) * 2 + 1) == int64_t{69'999} * 100'000 + 16 + 40 + 1);
 }
 
 void places_beyond_32_bits() {
@@ -66,7 +88,9 @@ void baselines_beyond_32_bits() {
 
 int main() {
   formulas();
+  rescaling();
   places_beyond_32_bits();
+  steps_beyond_32_bits();
   rows_of_an_example();
   baselines_beyond_32_bits();
   std::cout << "formulas and 64-bit places: right\n";

@@ -92,6 +92,48 @@ const Acc<T>* read(const BaseRows<T>& base, int64_t first, int64_t count, int64_
   return buffer;
 }
 
+// A row of an operand that broadcasts: neighbours, or one element repeated.
+template <class T>
+void read_row(const T* source, bool repeats, int64_t count, Acc<T>* buffer) {
+  if (repeats) {
+    std::fill_n(buffer, count, static_cast<Acc<T>>(*source));
+    return;
+  }
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    buffer[i] = static_cast<Acc<T>>(source[i]);
+  }
+}
+
+// A block of an operand that broadcasts: where it lies, if in one piece, else gathered row by row into buffer.
+template <class T>
+const Acc<T>* read(const Broadcast<T>& operand, int64_t first, int64_t count, Acc<T>* buffer) {
+  const Steps& steps = operand.steps;
+  const T* source = operand.data + steps.at(first);
+  const int64_t row_elements = steps.dims == 1 ? first + count : steps.sizes[0];
+  const int64_t step = steps.steps[0];
+  if (step == 1 && first % row_elements + count <= row_elements) {
+    return read(source, count, buffer);
+  }
+  int64_t next[Steps::kMost] = {};  // the place of the coming row in each outer dimension
+  for (int64_t dim = 1, row = first / row_elements; dim < steps.dims; row /= steps.sizes[dim++]) {
+    next[dim] = row % steps.sizes[dim];
+  }
+  for_row_parts(first, count, row_elements, [&](int64_t, int64_t element, int64_t place, int64_t part) {
+    read_row(source, step == 0, part, buffer + place);
+    source -= element * step;
+    for (int dim = 1; dim < steps.dims; ++dim) {
+      source += steps.steps[dim];
+      if (++next[dim] < steps.sizes[dim]) {
+        break;
+      }
+      source -= steps.sizes[dim] * steps.steps[dim];
+      next[dim] = 0;
+    }
+  });
+  return buffer;
+}
+
 // Index values outside the baselines raise before anything is read.
 inline void check_index(const at::Tensor& index, int64_t count) {
   if (!index.defined()) {

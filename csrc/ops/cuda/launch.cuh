@@ -50,9 +50,35 @@ __device__ __forceinline__ Pack<T, Width> load(const BaseRows<T>& base, int64_t 
   return pack;
 }
 
+// Width elements of an operand that broadcasts: neighbours, or one element repeated.
+template <int Width, class T>
+__device__ __forceinline__ Pack<T, Width> load(const Broadcast<T>& operand, int64_t element) {
+  const T* source = operand.data + operand.steps.at(element);
+  if (operand.steps.steps[0] != 0) {
+    return load<Width>(source);
+  }
+  Pack<T, Width> pack;
+#pragma unroll
+  for (int i = 0; i < Width; ++i) {
+    pack.value[i] = *source;
+  }
+  return pack;
+}
+
 template <class T>
 bool aligned(const T* address) {
   return reinterpret_cast<uintptr_t>(address) % 16 == 0;
+}
+
+// Whether packs of Width elements stay within a row of the operand and lie where they can be loaded as one.
+template <int Width, class T>
+bool packed(const Broadcast<T>& operand) {
+  const Steps& steps = operand.steps;
+  bool fits = steps.sizes[0] % Width == 0;
+  for (int dim = 1; dim < steps.dims && steps.steps[0] != 0; ++dim) {
+    fits = fits && steps.steps[dim] % Width == 0;
+  }
+  return fits && (steps.steps[0] == 0 || aligned(operand.data));
 }
 
 // Calls body with the number of elements a thread takes at once: 16 bytes of T where rows and addresses allow, else 1.

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backward import run_backward
 from ..errors import ArgumentError
 from ..plan.arguments import as_extra
 from ..plan.target import Target
 from .model import explained
-
-_engine: Any = torch.autograd.Variable._execution_engine
 
 
 def compute_gradients(
@@ -62,13 +61,10 @@ def differentiate(numbers: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ..
         raise ArgumentError(
             "forward_func: its output carries no gradient; expected it to depend on inputs differentiably"
         )
-    # What torch.autograd.grad(numbers, inputs, ones) does, without its Python layers: those take 100 microseconds here
-    # and import torch's symbolic shapes at the first call (a second, 36 MB). One root for autograd, not one a row.
-    root = torch.ones_like(numbers)
-    found = _engine.run_backward((numbers,), (root,), False, False, tuple(inputs), True, accumulate_grad=False)
+    found = run_backward(numbers, torch.ones_like(numbers), inputs)  # one root for autograd, not one a row
     unused = [g is None for g in found]
     if True not in unused:
-        return found  # type: ignore[no-any-return]
+        return found  # type: ignore[return-value]
     if all(unused):
         raise ArgumentError("forward_func: its output does not depend on any of inputs; expected it to")
     return tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)])

@@ -25,6 +25,10 @@ class Model:
     def __init__(self, call: Callable[..., Any], key: Any, low: int = 1, high: int | None = None) -> None:
         self.call, self.key, self.low, self.high = call, key, low, high
 
+    def rows(self, rows: int) -> int:
+        """How many rows the model is given for so many."""
+        return max(rows, self.low)
+
     def __call__(self, inputs: tuple[Tensor | None, ...], extra: tuple[Any, ...], rows: int) -> Tensor:
         """The output that is explained, [rows, ...]; short batches are padded to what an exported program takes."""
         if rows < self.low:
@@ -51,6 +55,17 @@ def view(forward_func: Any) -> Model:
     # A bound method is made anew at every access; its object lasts. Modules are not asked: they are slow to say no.
     owner = None if isinstance(forward_func, nn.Module) else getattr(forward_func, "__self__", None)
     return Model(forward_func, forward_func if owner is None else owner)
+
+
+def bare(forward_func: Any) -> Any:
+    """The module inside those that spread it over devices or compile it: there operators are out of a rule's reach."""
+    while True:
+        if isinstance(forward_func, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            forward_func = forward_func.module
+        elif isinstance(getattr(forward_func, "_orig_mod", None), nn.Module):
+            forward_func = forward_func._orig_mod
+        else:
+            return getattr(forward_func, "_torchdynamo_orig_callable", forward_func)
 
 
 def _look_into(program: Any) -> tuple[nn.Module | None, int, int | None]:

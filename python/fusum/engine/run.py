@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -13,12 +14,15 @@ from ..errors import ArgumentError
 from ..plan import points as draw
 from ..plan.arguments import Arguments, normalise
 from ..plan.chunks import cut, even, halve
-from ..plan.spec import Call, Fold, Line, Noise, Once, Other, RandomLine
+from ..plan.spec import PLAIN, Call, Fold, Gradient, Line, Noise, Once, Other, Pair, RandomLine, Relevance
+from ..rules.tape import Tape
+from ..rules.turn import Ruled, is_ruled, ruled
 from ..settings import Settings, current
 from .batch import Baselines, Batch, Block, Tensors
 from .gradients import differentiate
 from .memory import Footprint, is_out_of_memory, is_small
-from .model import check_rows, couples_rows, keeps_rows_apart, view
+from .model import bare, check_rows, couples_rows, keeps_rows_apart, view
+from .pairs import Pairing
 from .support import insist
 from .tunnel import Score, Scores, smooth, smooth_other
 from .values import Values, completeness_gap
@@ -40,7 +44,7 @@ def run(call: Call) -> Any:
         if noise is not None:
             scores, delta = smooth(noise, arguments.inputs, job.tunnel(noise))
         else:
-            scores, delta = job.all(Batch(arguments, arguments.examples, arguments.baselines))
+            scores, delta = job.all(Batch(arguments, arguments.examples, job.baselines))
     result = scores[0] if arguments.single else scores
     return (result, delta) if call.return_convergence_delta else result
 
@@ -93,14 +97,26 @@ class scope:
 class Job:
     """One call while it runs: its plan, model and arguments, and how many rows the model sees at once (None: all)."""
 
-    __slots__ = ("arguments", "footprint", "forward_func", "model", "plan", "rows", "settings", "wants_delta")
+    __slots__ = (
+        "arguments",
+        "footprint",
+        "forward_func",
+        "model",
+        "pairing",
+        "plan",
+        "rows",
+        "settings",
+        "wants_delta",
+    )
 
     def __init__(self, call: Call, arguments: Arguments, settings: Settings) -> None:
         self.plan = call.plan
         self.settings = settings
-        self.forward_func = call.forward_func
-        self.model = view(call.forward_func)
+        ruled = not isinstance(call.plan.rule, Gradient)
+        self.forward_func = bare(call.forward_func) if ruled else call.forward_func
+        self.model = view(self.forward_func)
         self.arguments = arguments
+        self.pairing = Pairing(self, call.plan.points) if isinstance(call.plan.points, Pair) else None
         self.wants_delta = call.return_convergence_delta
         self.footprint = Footprint(self.model.key, arguments.inputs) if self._is_automatic() else None
         self.rows = self._most_rows()
@@ -111,11 +127,22 @@ class Job:
         fixed = self.arguments.max_rows or (settings.max_rows and not settings.memory)
         if fixed or self.plan.rule.function is not None:
             return False
-        copies = self.plan.points.n_steps if isinstance(self.plan.points, Line) else 1
-        copies *= 1 if noise is None else noise.samples
+        copies = self.points * (1 if noise is None else noise.samples)
         if settings.memory is None and is_small(self.arguments.inputs, copies):
             return False
         return not couples_rows(self.model.key)
+
+    @property
+    def baselines(self) -> Baselines:
+        """A baseline for each example; none where they are many for each."""
+        return () if self.points > 1 and self.pairing is not None else self.arguments.baselines
+
+    @property
+    def points(self) -> int:
+        """Evaluations of each example."""
+        if self.pairing is not None:
+            return self.pairing.count
+        return self.plan.points.n_steps if isinstance(self.plan.points, Line) else 1
 
     def _most_rows(self) -> int | None:
         automatic = None if self.footprint is None else self.footprint.rows()
@@ -165,10 +192,13 @@ class Job:
 
     def blocks(self, batch: Batch) -> Iterator[tuple[int, Scores, Tensor | None]]:
         """(start, scores, delta) of blocks of examples."""
-        n = self.plan.points.n_steps if isinstance(self.plan.points, Line) else 1
-        values = self.values(batch) if self.wants_delta else None
-        for start, found in self.pieces(batch, n, lambda block, points: self._block(block, points, values)):
+        values = self.values(batch) if self.wants_delta and self._has_ends() else None
+        for start, found in self.pieces(batch, self.points, lambda block, points: self._block(block, points, values)):
             yield start, *found
+
+    def _has_ends(self) -> bool:
+        """Whether scores sum to a change of the model between two ends that are evaluated for the delta alone."""
+        return self.pairing is None and not isinstance(self.plan.rule, Relevance)
 
     def pieces(self, batch: Batch, n: int, work: Callable[[Block, int], T]) -> Iterator[tuple[int, T]]:
         """(start, work's result) of blocks of examples with n points; one that runs out of memory is cut smaller."""
@@ -203,16 +233,28 @@ class Job:
         return True
 
     def _block(self, block: Block, points: int, values: Values | None) -> tuple[Scores, Tensor | None]:
+        if self.pairing is not None:
+            return self.pairing.score(block, points)
         if isinstance(self.plan.points, Line):
             gradients = self._line(self.plan.points, block, points, values)
         else:
-            gradients, _ = self._step(self._single_points(block), block, 1)
+            gradients, reached = self._step(self._single_points(block), block, 1)
         how = self.plan.fold
+        assert isinstance(how, Fold)
         baselines = block.baselines or block.inputs
         scores = tuple([_fold(how, *each) for each in zip(gradients, block.inputs, baselines, strict=True)])
+        if self.wants_delta and isinstance(self.plan.rule, Relevance):
+            return scores, -completeness_gap(scores, self._output(block) if reached is None else reached)
         if values is None:
             return scores, None
         return scores, completeness_gap(scores, values.change(block, self.rows))
+
+    def _output(self, block: Block) -> Tensor:
+        """The explained numbers of a block's inputs."""
+        with torch.no_grad():
+            out = self.model(block.inputs, block.extra(1), block.examples)
+            check_rows(out, block.examples)
+            return self.arguments.target.pick(out, block.target_rows(1, out.device)).reshape(block.examples)
 
     def _single_points(self, block: Block) -> Tensors:
         coefficients = block.batch.coefficients
@@ -249,19 +291,42 @@ class Job:
         """Gradients at the given rows, and the explained numbers there where they are known."""
         if self.plan.rule.function is not None:
             return self._replaced_step(at, block, points), None
-        if self.footprint is None or self.footprint.measured:
+        with self.measuring(points * block.examples):
             return self._fused_step(at, block, points)
-        with self.footprint.measure(points * block.examples):
-            found = self._fused_step(at, block, points)
+
+    def measuring(self, rows: int) -> AbstractContextManager[None]:
+        """A context in which a model's first evaluation, of rows rows, tells how many may run at once from then on."""
+        if self.footprint is None or self.footprint.measured:
+            return nullcontext()
+        return self._measuring(self.footprint, rows)
+
+    @contextmanager
+    def _measuring(self, footprint: Footprint, rows: int) -> Iterator[None]:
+        with footprint.measure(rows):
+            yield
         self.rows = self._most_rows()
-        return found
+
+    def evaluate(
+        self, at: Tensors, extra: tuple[Any, ...], rows: int, tape: Tape | None = None, recording: bool = False
+    ) -> Tensor:
+        """The output at given rows, [rows, ...], in a graph that goes back by the plan's rule."""
+        # A rule takes leaves that need gradients for parameters.
+        given = tuple([x if x is None else x.requires_grad_().view_as(x) for x in at])
+        with ruled(self.plan.rule, self.model.rows(rows), tape, recording):
+            out = self.model(given, extra, rows)
+        if out.dim() == 0 or out.shape[0] != rows:
+            self._check_rows(out, rows)
+        return out
 
     def _fused_step(self, at: Tensors, block: Block, points: int) -> tuple[Tensors, Tensor | None]:
         rows = points * block.examples
         leaves = [x.requires_grad_() for x in at if x is not None]
-        out = self.model(at, block.extra(points), rows)
-        if out.dim() == 0 or out.shape[0] != rows:
-            self._check_rows(out, rows)
+        if self.plan.rule is PLAIN and not is_ruled():
+            out = self.model(at, block.extra(points), rows)
+            if out.dim() == 0 or out.shape[0] != rows:
+                self._check_rows(out, rows)
+        else:
+            out = self.evaluate(at, block.extra(points), rows)
         reached = self.arguments.target.pick(out, block.target_rows(points, out.device))
         found: Tensors = differentiate(reached, leaves)
         if len(found) < len(at):
@@ -278,7 +343,10 @@ class Job:
     def _replaced_step(self, at: Tensors, block: Block, points: int) -> Tensors:
         given = tuple(x.requires_grad_() if x is not None and x.is_floating_point() else x for x in at)
         extra = block.extra(points, repeat_all=True) or None
-        gradients = self.plan.rule.function(self.forward_func, given, block.raw_target(points), extra)  # type: ignore[misc]
+        forward = (
+            self.forward_func if isinstance(self.plan.rule, Gradient) else Ruled(self.plan.rule, self.forward_func)
+        )
+        gradients = self.plan.rule.function(forward, given, block.raw_target(points), extra)  # type: ignore[misc]
         return tuple(g if g is None else g.detach() for g in gradients)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..settings import current
 from . import reference
-from .library import kernels_loaded, register, why_not
+from .library import kernels_loaded, modules, register, why_not
 
 __all__ = [
     "kernels_loaded",
@@ -25,11 +25,13 @@ __all__ = [
     "path_points",
     "path_sum",
     "random_points",
+    "rescale",
     "times_change",
     "why_not",
 ]
 
 register(reference.BODIES)
+compiled: Any = modules[0] if modules else None  # fusum._C, for the rules
 _fused: Any = torch.ops.fusum
 _path_points: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor] = _fused.path_points.default
 _path_sum: Callable[[Tensor, Tensor, Tensor], None] = _fused.path_sum.default
@@ -37,6 +39,8 @@ _times_change: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = _fuse
 _random_points: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor] = _fused.random_points.default
 _noisy_copies: Callable[[Tensor, Tensor, float, int, int], Tensor] = _fused.noisy_copies.default
 _moments: Callable[[Tensor, Tensor | None, Tensor, int, int], None] = _fused.moments.default
+_rescale: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, float], Tensor]
+_rescale = _fused.rescale.default
 
 
 def path_points(inputs: Tensor, baselines: Tensor, index: Tensor | None, alphas: Tensor) -> Tensor:
@@ -138,3 +142,34 @@ def moments(total: Tensor, squares: Tensor | None, values: Tensor, samples: int,
         reference.moments(total, squares, values, samples, start)
     else:
         _moments(total, squares, values, samples, start)
+
+
+def rescale(
+    gradients: Tensor,
+    x: Tensor,
+    x_ref: Tensor,
+    y: Tensor | None,
+    y_ref: Tensor | None,
+    slope: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """The rescale rule of DeepLIFT (Shrikumar et al., 2017) for one elementwise operator y(x).
+
+    The multiplier is (y - y_ref) / (x - x_ref). Where the difference of x is at most eps, or four times the rounding of
+    the larger of the two in the dtype of x, it is slope. NaN in x or x_ref gives NaN; infinities that agree take slope.
+
+    Arguments:
+        gradients: any shape, floating point; every other operand broadcasts to it and is not written out.
+        x: the operator's input for the example, floating point.
+        x_ref: its input for the baseline, of the dtype and device of x.
+        y: its output for the example, of the dtype and device of x; None, with y_ref and slope, is ReLU.
+        y_ref: its output for the baseline.
+        slope: its derivative at x.
+        eps: at least 0.
+
+    Returns:
+        A new tensor gradients * multiplier in the shape, dtype and, where that is dense, memory format of gradients.
+    """
+    if current().backend == "reference":
+        return reference.rescale(gradients, x, x_ref, y, y_ref, slope, eps)
+    return _rescale(gradients, x, x_ref, y, y_ref, slope, eps)

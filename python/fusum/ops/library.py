@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -56,11 +58,13 @@ def _load() -> str | None:
     if built_for != here:
         return f"the library was built for torch {built_for}, but this is torch {here}: install fusum again"
     try:
-        torch.ops.load_library(str(library))
-    except OSError as error:
+        # Not torch.ops.load_library: the library is a Python module, too.
+        modules.append(importlib.import_module("fusum._C"))
+    except ImportError as error:
         return f"the library does not load with torch {here} ({error}): install fusum again"
     return None
 
 
+modules: list[ModuleType] = []  # fusum._C, if it is in use
 _reason = _load()
 _fragment = torch.library.Library("fusum", "FRAGMENT")

@@ -96,8 +96,32 @@ def moments(total: Tensor, squares: Tensor | None, values: Tensor, samples: int,
         squares.index_add_(0, example, values * values)
 
 
+def rescale(
+    gradients: Tensor,
+    x: Tensor,
+    x_ref: Tensor,
+    y: Tensor | None,
+    y_ref: Tensor | None,
+    slope: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """gradients * (y - y_ref) / (x - x_ref), or gradients * slope where x and x_ref agree, in the gradients' dtype."""
+    _check_rescale(gradients, x, x_ref, {"y": y, "y_ref": y_ref, "slope": slope}, eps)
+    acc = torch.promote_types(_accumulation(x.dtype), _accumulation(gradients.dtype))
+    at, ref = x.to(acc), x_ref.to(acc)
+    if y is None or y_ref is None or slope is None:
+        rate, rise = (at > 0).to(acc), at.clamp_min(0) - ref.clamp_min(0)
+    else:
+        rate, rise = slope.to(acc), y.to(acc) - y_ref.to(acc)
+    change = at - ref
+    bound = torch.maximum(at.abs(), ref.abs()).mul_(4 * torch.finfo(x.dtype).eps).clamp_min_(eps)
+    near = (at == ref) | (change.abs() <= bound)  # equal infinities have no difference
+    multiplier = torch.where(near, rate, rise / change)
+    return torch.mul(gradients.to(acc), multiplier, out=torch.empty_like(gradients))
+
+
 BODIES: dict[str, Callable[..., Any]] = {
-    body.__name__: body for body in (path_points, path_sum, times_change, random_points, noisy_copies, moments)
+    body.__name__: body for body in (path_points, path_sum, times_change, random_points, noisy_copies, moments, rescale)
 }
 
 
@@ -143,6 +167,33 @@ def _example_of_row(rows: Tensor, samples: int, start: int, examples: int) -> Te
             f"start: got {start} with {count} rows; expected rows within {examples} examples of {samples} samples"
         )
     return torch.arange(start, start + count, device=rows.device).div_(samples, rounding_mode="floor")
+
+
+def _check_rescale(gradients: Tensor, x: Tensor, x_ref: Tensor, values: dict[str, Tensor | None], eps: float) -> None:
+    if not eps >= 0:
+        raise ArgumentError(f"eps: got {eps}; expected at least 0")
+    _check_dtype("gradients", gradients, *_FLOATS)
+    _check_dtype("x", x, *_FLOATS)
+    _check_spread("x", x, gradients, x)
+    _check_spread("x_ref", x_ref, gradients, x)
+    relu = values["y"] is None
+    for name, value in values.items():
+        if value is None and not relu:
+            raise ArgumentError(f"{name}: got None; expected a tensor where y is one")
+        if value is not None and relu:
+            _fail(name, value, "None where y is None")
+        if value is not None:
+            _check_spread(name, value, gradients, x)
+
+
+def _check_spread(name: str, tensor: Tensor, gradients: Tensor, x: Tensor) -> None:
+    """Of x's dtype, and of a shape that broadcasts to that of gradients."""
+    _check_dtype(name, tensor, x.dtype)
+    _check_device(name, tensor, gradients)
+    shape = gradients.shape
+    ends = zip(reversed(tensor.shape), reversed(shape), strict=False)
+    if tensor.dim() > gradients.dim() or any(size not in (1, whole) for size, whole in ends):
+        _fail(name, tensor, f"a shape that broadcasts to {list(shape)}")
 
 
 def _check_rows(name: str, tensor: Tensor) -> None:

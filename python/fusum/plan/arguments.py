@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
 from ..settings import positive_int
-from .spec import Call, Once
+from .spec import Call, Once, Pair
 from .target import Target
 
 
@@ -74,7 +74,9 @@ def normalise(call: Call) -> Arguments:
     examples = check_inputs(inputs, any_type=call.plan.rule.function is not None and isinstance(call.plan.points, Once))
     baselines: tuple[Baseline | None, ...] = ()
     if call.has_baselines:
-        baselines = as_baselines(call.baselines, inputs, noise is not None and noise.draw_baselines)
+        points = call.plan.points
+        many = isinstance(points, Pair) and points.many
+        baselines = as_baselines(call.baselines, inputs, many or (noise is not None and noise.draw_baselines))
     cap = call.internal_batch_size
     return Arguments(
         tuple([_plain(x) for x in inputs]),

@@ -36,6 +36,16 @@ class RandomLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """The inputs against baselines: one for each example; or every one of many, which are the same for all examples
+    unless each says how many rows of its own an example has.
+    """
+
+    many: bool = False
+    each: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Other:
     """The scores of another method's attribute, called with kwargs; reason: why that does not run fused, or None."""
 
@@ -57,6 +67,33 @@ PLAIN = Gradient()
 
 
 @dataclass(frozen=True, slots=True)
+class Rescale:
+    """DeepLift's multipliers: changes from baseline to input in place of derivatives, unless they are below eps."""
+
+    eps: float = 1e-10
+    function: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Guided:
+    """ReLU passes back what is positive; where it was itself positive, too, unless deconvolution is wanted."""
+
+    deconvolution: bool = False
+    function: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Relevance:
+    """Layer-wise relevance: weights maps the address of a layer's weights to a rule of its own."""
+
+    weights: dict[int, Any] = field(default_factory=dict)
+    function: Callable[..., Any] | None = None
+
+
+Rule = Gradient | Rescale | Guided | Relevance
+
+
+@dataclass(frozen=True, slots=True)
 class Noise:
     """Copies of every example with Gaussian noise; their scores fold to moments: smoothgrad, smoothgrad_sq, vargrad."""
 
@@ -71,9 +108,9 @@ class Noise:
 class Plan:
     """points: where the model is evaluated. fold: how results become scores. rule: how to go back. noise: a tunnel."""
 
-    points: Once | Line | RandomLine | Other
-    fold: Fold
-    rule: Gradient = PLAIN
+    points: Once | Line | RandomLine | Pair | Other
+    fold: Fold | Callable[..., Any]
+    rule: Rule = PLAIN
     noise: Noise | None = None
 
 
