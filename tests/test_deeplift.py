@@ -59,7 +59,7 @@ TWINS: dict[str, Twin] = {
     "max of all": Window((12,), 12, 1).max_pool,
 }
 
-generic_rule = pytest.mark.filterwarnings("ignore:DeepLift has no rule:UserWarning")
+generic_rule = pytest.mark.filterwarnings("ignore:DeepLift has no rule:UserWarning", "ignore:LSTM with projections")
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +124,7 @@ def test_at_its_baseline_an_example_has_the_gradient(name: str) -> None:
 def test_operators_with_a_rule_of_their_own_do_not_warn(name: str) -> None:
     model, x, baselines = points(name)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", "DeepLift has no rule")
         DeepLift(model).attribute(x, baselines, target=0)
 
 
@@ -137,7 +137,7 @@ def test_the_generic_rule_warns_once_and_names_the_operator(name: str) -> None:
         DeepLift(twice).attribute(x, baselines, target=0)
     (message,) = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
     assert OPERATORS[name].generic in message
-    with fusum.config(strict=True), pytest.raises(fusum.StrictError, match=OPERATORS[name].generic):
+    with fusum.config(strict=True, backend="auto"), pytest.raises(fusum.StrictError, match=OPERATORS[name].generic):
         DeepLift(twice).attribute(x, baselines, target=0)
 
 

@@ -91,11 +91,10 @@ PYBIND11_MODULE(_C, m) {
                        double eps) {
         return std::make_shared<rules::Pass>(rules::Pass{std::move(table), std::move(tape), recording, eps});
       }));
-  // Makes a pass, or none, the calling thread's; what it was before.
-  m.def("swap", [](std::shared_ptr<rules::Pass> pass) {
-    std::swap(rules::current(), pass);
-    return pass;
-  });
+  py::class_<rules::On>(m, "On")
+      .def(py::init<>())
+      .def("enter", &rules::On::enter)
+      .def("leave", &rules::On::leave);
 }
 
 }  // namespace fusum

@@ -1,5 +1,8 @@
 #include <ATen/ATen.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
+
+#include <utility>
 
 #include "rules/rules.h"
 
@@ -106,6 +109,20 @@ Action Table::find(const c10::OperatorHandle& op) {
 std::shared_ptr<Pass>& current() {
   static thread_local std::shared_ptr<Pass> pass;
   return pass;
+}
+
+void On::enter(std::shared_ptr<Pass> pass) {
+  included_ = c10::impl::tls_is_dispatch_key_included(kKey);
+  excluded_ = c10::impl::tls_is_dispatch_key_excluded(kKey);
+  c10::impl::tls_set_dispatch_key_included(kKey, pass != nullptr);
+  c10::impl::tls_set_dispatch_key_excluded(kKey, pass == nullptr);
+  outer_ = std::exchange(current(), std::move(pass));
+}
+
+void On::leave() {
+  current() = std::move(outer_);
+  c10::impl::tls_set_dispatch_key_included(kKey, included_);
+  c10::impl::tls_set_dispatch_key_excluded(kKey, excluded_);
 }
 
 }  // namespace fusum::rules

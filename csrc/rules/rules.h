@@ -49,8 +49,20 @@ struct Pass {
   double eps;
 };
 
-// The pass of the calling thread, or null. The key is turned on and off beside it.
+// The pass of the calling thread, or null.
 std::shared_ptr<Pass>& current();
+
+// Makes a pass, or none, the calling thread's, with the key on, or off; leave gives it what it had before.
+class On {
+ public:
+  void enter(std::shared_ptr<Pass> pass);
+  void leave();
+
+ private:
+  std::shared_ptr<Pass> outer_;
+  bool included_ = false;
+  bool excluded_ = false;
+};
 
 // ReLU under the rule of a pass.
 at::Tensor relu(const Pass& pass, const at::Tensor& x);

@@ -264,9 +264,9 @@ class LRP(GradientAttribution):
         items = attributions if isinstance(attributions, tuple) else (attributions,)
         return output.flatten() - sum(a.flatten(1).sum(1) if a.dim() > 1 else a for a in items)
 
-    def _check_rules(self, verbose: bool = False) -> dict[int, PropagationRule]:
-        """Rules of modules by the address of their weights."""
-        found: dict[int, PropagationRule] = {}
+    def _check_rules(self, verbose: bool = False) -> dict[int, tuple[str, PropagationRule]]:
+        """Names and rules of the modules that a user set rules on, by id."""
+        found: dict[int, tuple[str, PropagationRule]] = {}
         if not isinstance(self.model, nn.Module) or isinstance(self.model, torch.jit.ScriptModule):
             return found
         for name, module in self.model.named_modules():
@@ -275,14 +275,8 @@ class LRP(GradientAttribution):
             if given is not None and rule is None:
                 got = type(given).__name__
                 raise ArgumentTypeError(f"rule: got {got} on module {name!r}; expected a PropagationRule")
-            weight = getattr(module, "weight", None)
-            if rule is not None and isinstance(weight, Tensor):
-                found[weight.data_ptr()] = rule
-            elif type(rule) not in (type(None), EpsilonRule):
-                kind = type(module).__name__
-                raise ArgumentError(
-                    f"rule: got {rule} on module {name!r} ({kind}), which has no weight; expected EpsilonRule or none"
-                )
+            if rule is not None:
+                found[id(module)] = (name, rule)
             if verbose and not any(True for _ in module.children()):
                 print(f"{name or type(module).__name__}: {rule or EpsilonRule()}")
         return found

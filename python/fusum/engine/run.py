@@ -20,6 +20,7 @@ from ..rules.turn import Ruled, is_ruled, ruled
 from ..settings import Settings, current
 from .batch import Baselines, Batch, Block, Tensors
 from .gradients import differentiate
+from .many import ManyPairing
 from .memory import Footprint, is_out_of_memory, is_small
 from .model import bare, check_rows, couples_rows, keeps_rows_apart, view
 from .pairs import Pairing
@@ -71,12 +72,14 @@ def convergence_delta(call: Call, attributions: Any) -> Tensor:
 
 
 class scope:
-    """Gradients on, inference mode off, and the JIT's optimiser off: it would compile anew for every batch size.
+    """Gradients on; inference mode, the rule of an attribution outside and the JIT's optimiser off.
+
+    The optimiser would compile anew for every batch size.
 
     A class and not a generator, because it is entered at every call and some calls take 300 microseconds.
     """
 
-    __slots__ = ("_inference", "_optimised", "_was_grad")
+    __slots__ = ("_inference", "_optimised", "_outer", "_was_grad")
 
     def __enter__(self) -> None:
         self._optimised = torch._C._get_graph_executor_optimize()
@@ -84,11 +87,16 @@ class scope:
         self._inference = torch.inference_mode(False) if torch.is_inference_mode_enabled() else None
         if self._inference is not None:
             self._inference.__enter__()
+        self._outer = ruled(PLAIN, 0) if is_ruled() else None
+        if self._outer is not None:
+            self._outer.__enter__()
         self._was_grad = torch.is_grad_enabled()
         torch._C._set_grad_enabled(True)
 
     def __exit__(self, *error: object) -> None:
         torch._C._set_grad_enabled(self._was_grad)
+        if self._outer is not None:
+            self._outer.__exit__(None, None, None)
         if self._inference is not None:
             self._inference.__exit__(None, None, None)
         torch._C._set_graph_executor_optimize(self._optimised)
@@ -116,10 +124,16 @@ class Job:
         self.forward_func = bare(call.forward_func) if ruled else call.forward_func
         self.model = view(self.forward_func)
         self.arguments = arguments
-        self.pairing = Pairing(self, call.plan.points) if isinstance(call.plan.points, Pair) else None
+        self.pairing = self._pairing()
         self.wants_delta = call.return_convergence_delta
         self.footprint = Footprint(self.model.key, arguments.inputs) if self._is_automatic() else None
         self.rows = self._most_rows()
+
+    def _pairing(self) -> Pairing | None:
+        points = self.plan.points
+        if not isinstance(points, Pair):
+            return None
+        return ManyPairing(self, points) if points.many else Pairing(self)
 
     def _is_automatic(self) -> bool:
         """Whether to choose rows: nobody set them, there is much to do, and a cut batch has the same results."""

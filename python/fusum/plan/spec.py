@@ -84,9 +84,9 @@ class Guided:
 
 @dataclass(frozen=True, slots=True)
 class Relevance:
-    """Layer-wise relevance: weights maps the address of a layer's weights to a rule of its own."""
+    """Layer-wise relevance; modules: names and rules of those that a user set rules on, by id."""
 
-    weights: dict[int, Any] = field(default_factory=dict)
+    modules: dict[int, Any] = field(default_factory=dict)
     function: Callable[..., Any] | None = None
 
 

@@ -18,7 +18,7 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def softmax(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """exp(x) * (1 / sum of exp(x)): elementwise, sum, elementwise, product."""
+    """exp(x - logsumexp(x)): so no multiplier is above 1, also where all of x rises; a quotient's would be."""
     return _along(running, op, args, kwargs, _softmax_back)
 
 
@@ -43,49 +43,56 @@ def _along(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     return change(running, op, (x,), call, partial(back, dims=dims, keep=keep))
 
 
-def _exponentials(x: Tensor, ref: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """exp(x - c), exp(ref - c) and their sums; c is the same for both, so that it changes no result."""
-    x, ref = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, ref))
-    both = torch.maximum(x, ref).amax(dims, keepdim=True)
-    shift = torch.where(both.isfinite(), both, torch.zeros_like(both))
-    e, e_ref = (x - shift).exp(), (ref - shift).exp()
-    return e, e_ref, e.sum(dims, keepdim=True), e_ref.sum(dims, keepdim=True)
-
-
 def _softmax_back(
     step: Step, gradients: Gradients, xs: Tensors, refs: Tensors, *, dims: list[int], keep: bool
 ) -> Tensors:
-    (g,), (x,), (ref,) = gradients, xs, refs
-    assert g is not None
-    e, e_ref, total, total_ref = _exponentials(x, ref, dims)
-    share, share_ref = 1 / total, 1 / total_ref
-    to_share = (g * (e + e_ref)).sum(dims, keepdim=True) / 2
-    to_exp = g * (share + share_ref) / 2 - to_share * share * share_ref
-    return (rescale(to_exp, x, ref, e, e_ref.expand_as(e), e, step.eps),)
+    x, ref = _precise(xs[0]), _precise(refs[0])
+    logs, logs_ref = (t - _total(t, dims) for t in (x, ref))
+    y = logs.exp()
+    g = rescale(_only(gradients), logs, logs_ref, y, logs_ref.exp(), y, step.eps)
+    return (g + _of_logsumexp(step, -g.sum(dims, keepdim=True), x, ref, dims),)
 
 
 def _log_softmax_back(
     step: Step, gradients: Gradients, xs: Tensors, refs: Tensors, *, dims: list[int], keep: bool
 ) -> Tensors:
-    (g,) = gradients
-    assert g is not None
-    return (g + _of_logsumexp(step, -g.sum(dims, keepdim=True), xs[0], refs[0], dims),)
+    g = _only(gradients)
+    return (g + _of_logsumexp(step, -g.sum(dims, keepdim=True), _precise(xs[0]), _precise(refs[0]), dims),)
 
 
 def _logsumexp_back(
     step: Step, gradients: Gradients, xs: Tensors, refs: Tensors, *, dims: list[int], keep: bool
 ) -> Tensors:
-    (g,), (x,) = gradients, xs
-    assert g is not None
+    g, x = _only(gradients), xs[0]
     for dim in () if keep else sorted(d % x.dim() for d in dims):
         g = g.unsqueeze(dim)
-    return (_of_logsumexp(step, g, x, refs[0], dims),)
+    return (_of_logsumexp(step, g, _precise(x), _precise(refs[0]), dims),)
 
 
 def _of_logsumexp(step: Step, g: Tensor, x: Tensor, ref: Tensor, dims: list[int]) -> Tensor:
-    e, e_ref, total, total_ref = _exponentials(x, ref, dims)
-    to_total = rescale(g, total, total_ref, total.log(), total_ref.log(), 1 / total, step.eps)
-    return rescale(to_total.expand_as(e + e_ref), x, ref, e, e_ref, e, step.eps)
+    """Of log(sum of exp(x)): elementwise, sum, elementwise."""
+    shift = torch.maximum(_total(x, dims), _total(ref, dims))  # the same for both, so that it changes no result
+    e, e_ref = (x - shift).exp(), (ref - shift).exp()
+    s, s_ref = e.sum(dims, keepdim=True), e_ref.sum(dims, keepdim=True)
+    # The logarithms are not taken of the sums, of which one may be too small.
+    to_sum = rescale(g, s, s_ref, _total(x, dims), _total(ref, dims), 1 / s, step.eps)
+    return rescale(to_sum.expand_as(e + e_ref), x, ref, e, e_ref, e, step.eps)
+
+
+def _total(x: Tensor, dims: list[int]) -> Tensor:
+    """logsumexp, or 0 where all of x is masked."""
+    found = x.logsumexp(dims, keepdim=True)
+    return torch.where(found == -torch.inf, 0, found)
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _only(gradients: Gradients) -> Tensor:
+    (g,) = gradients
+    assert g is not None
+    return g
 
 
 def layer_norm(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

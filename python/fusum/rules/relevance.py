@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..backward import run_backward
 from ..errors import ArgumentError, ArgumentTypeError
 from ..plan.propagation import EpsilonRule, IdentityRule, PropagationRule
 from . import elementwise
@@ -19,6 +21,7 @@ from .state import Pass, below, varies
 from .tape import rescale
 
 _DEFAULT = EpsilonRule()
+_MODULE_CALL = nn.Module._call_impl.__code__
 
 
 class _Back(torch.autograd.Function):
@@ -54,38 +57,52 @@ def _back(back: Callable[[Tensor], Tensor], y: Tensor, x: Tensor) -> Tensor:
     return apply(back, y, x)  # type: ignore[no-any-return]
 
 
-def _stabilised(y: Tensor, epsilon: float = EpsilonRule().STABILITY_FACTOR) -> Tensor:
+def _stabilised(y: Tensor, rule: PropagationRule) -> Tensor:
     apply: Any = _Stabilised.apply
-    return apply(y, epsilon)  # type: ignore[no-any-return]
+    return apply(y, rule.STABILITY_FACTOR)  # type: ignore[no-any-return]
 
 
 def _kept_from_zero(y: Tensor, epsilon: float) -> Tensor:
     return y + torch.where(y < 0, -epsilon, epsilon)
 
 
+def _rule(running: Pass) -> PropagationRule:
+    """The rule of the module that is being called."""
+    return _called(running)[1]
+
+
+def _called(running: Pass) -> tuple[str, PropagationRule]:
+    """The name and the rule of the module that is being called; told by the stack, for nothing is put on models."""
+    frame = sys._getframe(1) if running.rule.modules else None
+    while frame is not None:
+        if frame.f_code is _MODULE_CALL:
+            found: tuple[str, PropagationRule] = running.rule.modules.get(id(frame.f_locals["self"]), ("", _DEFAULT))
+            return found
+        frame = frame.f_back
+    return "", _DEFAULT
+
+
 def shared(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Sums, averages and maxima of varying tensors: relevance goes to each in its share."""
+    rule = _rule(running)
     with below():
-        y = op(*args, **kwargs)
-        if isinstance(y, (tuple, list)):
-            return (_stabilised(y[0]), *y[1:])
-        return _stabilised(y)
+        found = op(*args, **kwargs)
+        y, *others = found if isinstance(found, (tuple, list)) else (found,)
+        y = _identity(op, rule, args[0], y) if isinstance(rule, IdentityRule) else _stabilised(y, rule)
+    return (y, *others) if others else y
 
 
-def weighted(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], place: int = 1) -> Any:
-    """Layers with weights, by the rule of the module that owns them; place: of the weight, the bias follows."""
-    weight = args[place]
-    if any(varies(a) for a in args[place:]):
-        raise _without_rule(op, "weights that depend on the inputs")
-    rule = running.rule.weights.get(weight.data_ptr(), _DEFAULT) if isinstance(weight, Tensor) else _DEFAULT
+def weighted(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Layers (x, weight, bias, ...), by the rule of the module that calls them."""
+    if any(varies(a) for a in args[1:]):
+        raise _without_rule(running, op, "weights that depend on the inputs")
+    rule = _rule(running)
+    if type(rule).weights is PropagationRule.weights:
+        return shared(running, op, args, kwargs)
     with below():
         y = op(*args, **kwargs)
-        if isinstance(rule, IdentityRule):
-            return _identity(op, rule, args[0], y)
-        if type(rule).weights is PropagationRule.weights:
-            return _stabilised(y, rule.STABILITY_FACTOR)
-        changed = (*args[:place], *rule.weights(*args[place : place + 2]), *args[place + 2 :])
-        return _by_others(op, changed, kwargs, rule, args[0], y)
+        changed = (args[0], *rule.weights(*args[1:3]), *args[3:])
+        return _by_others(op, changed, kwargs, rule, y)
 
 
 def _identity(op: Any, rule: IdentityRule, x: Tensor, y: Tensor) -> Tensor:
@@ -96,14 +113,20 @@ def _identity(op: Any, rule: IdentityRule, x: Tensor, y: Tensor) -> Tensor:
     return _back(lambda gradient: gradient * factor, y, x)
 
 
-def _by_others(
-    op: Any, changed: tuple[Any, ...], kwargs: dict[str, Any], rule: PropagationRule, x: Tensor, y: Tensor
-) -> Tensor:
-    """Back through the operator with other weights than those that made y of x."""
-    found: Any = torch.func.vjp(lambda x: op(x, *changed[1:], **kwargs), x.detach())
-    other, back = found
-    factor = y.detach() / _kept_from_zero(other, rule.STABILITY_FACTOR)
-    return _back(lambda gradient: back(gradient * factor)[0], y, x)
+def _by_others(op: Any, changed: tuple[Any, ...], kwargs: dict[str, Any], rule: PropagationRule, y: Tensor) -> Tensor:
+    """Back through the operator with other weights than those that made y."""
+    x = changed[0]
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        other = op(at, *changed[1:], **kwargs)
+    factor = y.detach() / _kept_from_zero(other.detach(), rule.STABILITY_FACTOR)
+
+    def back(gradient: Tensor) -> Tensor:
+        (found,) = run_backward(other, gradient * factor, (at,), keep_graph=True)
+        assert found is not None
+        return found
+
+    return _back(back, y, x)
 
 
 def batch_norm(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -116,14 +139,14 @@ def batch_norm(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, 
 def product(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Matrix products with a constant; place of the constant is told by what varies."""
     if [varies(a) for a in args].count(True) > 1:
-        raise _without_rule(op, "a product of two tensors that depend on the inputs")
+        raise _without_rule(running, op, "a product of two tensors that depend on the inputs")
     return shared(running, op, args, kwargs)
 
 
 def scaled(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A varying tensor times, or over, a constant."""
     if (varies(args[0]) and varies(args[1])) or (op._schema.name.endswith("div") and not varies(args[0])):
-        raise _without_rule(op, "a product or quotient of tensors that depend on the inputs")
+        raise _without_rule(running, op, "a product or quotient of tensors that depend on the inputs")
     with below():
         return op(*args, **kwargs)
 
@@ -141,13 +164,15 @@ def activation(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 def other(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """No rule."""
-    raise _without_rule(op, "an operator for which LRP has no rule")
+    raise _without_rule(running, op, "an operator for which LRP has no rule")
 
 
-def _without_rule(op: Any, what: str) -> ArgumentTypeError:
+def _without_rule(running: Pass, op: Any, what: str) -> ArgumentTypeError:
+    name, rule = _called(running)
+    who = f"rule: got {rule} on module {name!r}, which" if name else "forward_func:"
     return ArgumentTypeError(
-        f"forward_func: calls {op}: {what}; expected linear and convolution layers, batch norm, activations, pools, "
-        "additions and views"
+        f"{who} calls {op}: {what}; expected linear and convolution layers, batch norm, activations, pools, additions "
+        "and views"
     )
 
 

@@ -58,26 +58,30 @@ def below() -> Any:
 class on:
     """A context in which the calling thread's operators follow a pass's rule; no pass: their own."""
 
-    __slots__ = ("_guard", "_native", "_outer", "_pass")
+    __slots__ = ("_guard", "_outer", "_pass")
 
     def __init__(self, what: Pass | None) -> None:
         self._pass = what
+        self._guard: Any = None
 
     def __enter__(self) -> None:
+        self._outer, state.current = state.current, self._pass
+        if ops.compiled is not None:
+            self._guard = ops.compiled.On()
+            self._guard.enter(_native(self._pass))
+            return
         included = torch._C._dispatch_tls_local_include_set()
         excluded = torch._C._dispatch_tls_local_exclude_set()
         sets = (included - KEYS, excluded | KEYS) if self._pass is None else (included | KEYS, excluded - KEYS)
-        self._outer, state.current = state.current, self._pass
-        if ops.compiled is not None:
-            self._native = ops.compiled.swap(_native(self._pass))
         self._guard = torch._C._ForceDispatchKeyGuard(*sets)
         self._guard.__enter__()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._guard.__exit__(kind, error, trace)
-        state.current = self._outer
         if ops.compiled is not None:
-            ops.compiled.swap(self._native)
+            self._guard.leave()
+        else:
+            self._guard.__exit__(kind, error, trace)
+        state.current = self._outer
         if self._pass is None or error is None:
             return
         # TorchScript makes a RuntimeError of whatever an operator raises.
