@@ -28,6 +28,9 @@ demo: $(STAMP)/kernels $(STAMP)/viz
 test: $(STAMP)/kernels $(STAMP)/test
 	$(call say,pytest)
 	$(PY) -m pytest $(TEST_ARGS)
+	$(call say,pytest of the rules without compiled kernels: the interception in pure Python)
+	FUSUM_BACKEND=reference $(PY) -m pytest $(TEST_ARGS) tests/test_deeplift.py tests/test_deeplift_shap.py \
+	  tests/test_guided.py tests/test_lrp.py tests/test_rules_threads.py
 
 bench: $(STAMP)/kernels $(STAMP)/bench
 	$(call say,benchmarks: each asserts equal results and then times; table and CSV go to benchmarks/results/)

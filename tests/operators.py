@@ -8,6 +8,7 @@ from functools import cache, partial
 from math import prod
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -390,3 +391,5 @@ _ALL = [
     *(Operator(name, (6,), partial(lambda f: f, body), named) for name, (named, body) in GENERIC.items()),
 ]
 OPERATORS: dict[str, Operator] = {operator.name: operator for operator in _ALL}
+
+generic_rule = pytest.mark.filterwarnings("ignore:DeepLift has no rule:UserWarning", "ignore:LSTM with projections")

@@ -18,10 +18,22 @@ import fusum.attr
 import twins
 from cases import seed
 from checkers import assert_complete, assert_identical, assert_no_graph, assert_same, untouched
+from fusum import ops
 from fusum.attr import DeepLift
 from fusum.rules import straight
 from models import Mlp, Recorder, noise, subject
-from operators import ACTIVATIONS, FUNCTIONS, GENERIC, KINKED, OPERATORS, around, examples, later, positive
+from operators import (
+    ACTIVATIONS,
+    FUNCTIONS,
+    GENERIC,
+    KINKED,
+    OPERATORS,
+    around,
+    examples,
+    generic_rule,
+    later,
+    positive,
+)
 from twins import Twin, Window
 
 # RReLU draws its slopes in training; in eval it is a LeakyReLU. Of these, one element depends on others.
@@ -58,8 +70,6 @@ TWINS: dict[str, Twin] = {
     "max_pool3d overlapping": Window((3, 3, 3), 2, 1, 1).max_pool,
     "max of all": Window((12,), 12, 1).max_pool,
 }
-
-generic_rule = pytest.mark.filterwarnings("ignore:DeepLift has no rule:UserWarning", "ignore:LSTM with projections")
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +130,16 @@ def test_at_its_baseline_an_example_has_the_gradient(name: str) -> None:
     assert_identical(DeepLift(model).attribute(x, x, target=1), torch.zeros_like(x))
 
 
+@generic_rule
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_traced_model_has_the_same_scores(name: str) -> None:
+    model, x, baselines = points(name)
+    traced = torch.jit.trace(model, examples(seed=2), check_trace=False)
+    found = DeepLift(traced).attribute(x, baselines, target=1)
+    assert_same(found, DeepLift(model).attribute(x, baselines, target=1), rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("name", [name for name in OPERATORS if name not in GENERIC])
 def test_operators_with_a_rule_of_their_own_do_not_warn(name: str) -> None:
     model, x, baselines = points(name)
@@ -137,8 +157,14 @@ def test_the_generic_rule_warns_once_and_names_the_operator(name: str) -> None:
         DeepLift(twice).attribute(x, baselines, target=0)
     (message,) = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
     assert OPERATORS[name].generic in message
+
+
+@pytest.mark.skipif(not ops.kernels_loaded(), reason=f"strict refuses all calls: {ops.why_not()}")
+@pytest.mark.parametrize("name", GENERIC)
+def test_strict_refuses_the_generic_rule(name: str) -> None:
+    model, x, baselines = points(name)
     with fusum.config(strict=True, backend="auto"), pytest.raises(fusum.StrictError, match=OPERATORS[name].generic):
-        DeepLift(twice).attribute(x, baselines, target=0)
+        DeepLift(model).attribute(x, baselines, target=0)
 
 
 # Twins.

@@ -15,7 +15,7 @@ from cases import seed
 from checkers import assert_no_graph, assert_refused, assert_same, flat, untouched
 from fusum.attr import DeepLift, DeepLiftShap
 from models import Cnn, Mlp, Recorder, noise, subject
-from operators import around, examples
+from operators import OPERATORS, around, examples, generic_rule
 
 EVERY = ("Tanh", "GELU", "Softmax", "LayerNorm", "attention", "gate", "quotient", "max_pool2d overlapping", "reused")
 MORE = (
@@ -47,6 +47,14 @@ def test_the_mean_of_deep_lift(name: str, count: int) -> None:
     assert_same(scores, mean_of_deep_lift(model, x, baselines, target=1), rtol=1e-9, atol=1e-11)
     assert delta.shape == (4 * count,)
     assert delta.abs().max() < 1e-8
+
+
+@generic_rule
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator(name: str) -> None:
+    model, x, baselines = around(name), examples(), examples(3, seed=5)
+    scores = DeepLiftShap(model).attribute(x, baselines, target=1)
+    assert_same(scores, mean_of_deep_lift(model, x, baselines, target=1), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", [*EVERY, *MORE])

@@ -103,6 +103,15 @@ def test_an_attribution_inside_an_attribution(outer: str, inner: str) -> None:
         assert_same(result, CALLS[inner](model, x))
 
 
+class Times(nn.Module):
+    def __init__(self, factors: Tensor) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factors
+
+
 @pytest.mark.parametrize("inner", RULED)
 @pytest.mark.parametrize("outer", RULED)
 def test_an_explained_model_may_weigh_by_an_attribution(outer: str, inner: str) -> None:
@@ -113,11 +122,7 @@ def test_an_explained_model_may_weigh_by_an_attribution(outer: str, inner: str) 
         def forward(self, x: Tensor) -> Tensor:
             return model(x * CALLS[inner](model, fixed)[:1])
 
-    class Constant(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return model(x * weights)
-
-    assert_same(CALLS[outer](Weighed(), noise(5, 8)), CALLS[outer](Constant(), noise(5, 8)))
+    assert_same(CALLS[outer](Weighed(), noise(5, 8)), CALLS[outer](nn.Sequential(Times(weights), model), noise(5, 8)))
 
 
 def dispatch_state() -> tuple[Any, ...]:

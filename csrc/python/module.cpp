@@ -86,15 +86,11 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("level", &rules::Tape::level)
       .def_readonly("failure", &rules::Tape::failure)
       .def_readonly("unpairable", &rules::Tape::unpairable);
-  py::class_<rules::Pass, std::shared_ptr<rules::Pass>>(m, "Pass")
-      .def(py::init([](std::shared_ptr<rules::Table> table, c10::intrusive_ptr<rules::Tape> tape, bool recording,
-                       double eps) {
+  py::class_<rules::Pass, std::shared_ptr<rules::Pass>>(m, "Pass").def(py::init(
+      [](std::shared_ptr<rules::Table> table, c10::intrusive_ptr<rules::Tape> tape, bool recording, double eps) {
         return std::make_shared<rules::Pass>(rules::Pass{std::move(table), std::move(tape), recording, eps});
       }));
-  py::class_<rules::On>(m, "On")
-      .def(py::init<>())
-      .def("enter", &rules::On::enter)
-      .def("leave", &rules::On::leave);
+  py::class_<rules::On>(m, "On").def(py::init<>()).def("enter", &rules::On::enter).def("leave", &rules::On::leave);
 }
 
 }  // namespace fusum

@@ -9,42 +9,61 @@
 namespace fusum::rules {
 namespace {
 
-// A tensor without gradient if it is a parameter: what the model was given is not a leaf. Counts what varies.
-at::Tensor detached(const at::Tensor& x, int& varying) {
-  if (!x.defined() || !x.requires_grad()) {
-    return x;
+bool is_parameter(const at::Tensor& x) { return x.defined() && x.requires_grad() && x.is_leaf(); }
+
+// What the operands of an operator depend on: what the model was given is not a leaf.
+struct Operands {
+  int varying = 0;
+  bool parameters = false;
+
+  void add(const at::Tensor& x) {
+    if (x.defined() && x.requires_grad()) {
+      x.is_leaf() ? static_cast<void>(parameters = true) : static_cast<void>(++varying);
+    }
   }
-  if (x.is_leaf()) {
-    return x.detach();
+};
+
+Operands look_at(const torch::jit::Stack& stack, size_t count) {
+  Operands found;
+  for (const c10::IValue& operand : torch::jit::last(stack, count)) {
+    if (operand.isTensor()) {
+      found.add(operand.toTensor());
+    } else if (operand.isTensorList()) {
+      for (const at::Tensor& x : operand.toTensorVector()) {
+        found.add(x);
+      }
+    } else if (operand.isOptionalTensorList()) {
+      for (const auto& x : operand.toOptionalTensorVector()) {
+        found.add(x.value_or(at::Tensor()));
+      }
+    }
   }
-  ++varying;
-  return x;
+  return found;
 }
 
-// How many of an operator's operands depend on the explained tensors; parameters among them are detached.
-int settle(torch::jit::Stack* stack, size_t operands) {
-  int varying = 0;
-  for (auto& value : torch::jit::last(*stack, operands)) {
-    auto& operand = const_cast<c10::IValue&>(value);
+// Parameters among the operands lose their gradient, so that only what varies requires one.
+void detach_parameters(torch::jit::Stack* stack, size_t count) {
+  const c10::impl::ExcludeDispatchKeyGuard off(kKey);
+  for (size_t i = stack->size() - count; i < stack->size(); ++i) {
+    c10::IValue& operand = (*stack)[i];
     if (operand.isTensor()) {
-      if (operand.toTensor().requires_grad()) {
-        operand = detached(operand.toTensor(), varying);
+      if (is_parameter(operand.toTensor())) {
+        operand = operand.toTensor().detach();
       }
     } else if (operand.isTensorList()) {
       c10::List<at::Tensor> list;
       for (const at::Tensor& x : operand.toTensorVector()) {
-        list.push_back(detached(x, varying));
+        list.push_back(is_parameter(x) ? x.detach() : x);
       }
       operand = std::move(list);
     } else if (operand.isOptionalTensorList()) {
       c10::List<std::optional<at::Tensor>> list;
       for (const auto& x : operand.toOptionalTensorVector()) {
-        list.push_back(x ? std::optional<at::Tensor>(detached(*x, varying)) : std::nullopt);
+        list.push_back(x && is_parameter(*x) ? std::optional<at::Tensor>(x->detach()) : x);
       }
       operand = std::move(list);
     }
   }
-  return varying;
 }
 
 void relu_of(const c10::OperatorHandle& op, const Pass& pass, torch::jit::Stack* stack) {
@@ -69,21 +88,27 @@ void intercept(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::j
   if (!pass || !keys.has_any(c10::autograd_dispatch_keyset)) {
     return plain();
   }
-  int varying = 0;
-  {
-    const c10::impl::ExcludeDispatchKeyGuard off(kKey);
-    varying = settle(stack, op.schema().arguments().size());
-  }
-  if (varying == 0) {
+  const size_t count = op.schema().arguments().size();
+  const Operands operands = look_at(*stack, count);
+  const auto follow = [&] {
+    if (operands.parameters) {
+      detach_parameters(stack, count);
+    }
+    pass->table->follow(op, stack);
+  };
+  if (operands.varying == 0) {
+    if (operands.parameters) {
+      detach_parameters(stack, count);
+    }
     return plain();
   }
   switch (pass->table->find(op)) {
     case Action::kParts:
       return op.redispatchBoxed(below, stack);
     case Action::kOne:
-      return varying == 1 ? plain() : pass->table->follow(op, stack);
+      return operands.varying == 1 ? plain() : follow();
     case Action::kRule:
-      return pass->table->follow(op, stack);
+      return follow();
     case Action::kRelu:
       return relu_of(op, *pass, stack);
     default:

@@ -51,9 +51,8 @@ at::Tensor Tape::next(const at::Tensor& x) {
   ++at_;
   if (ref.sizes() != x.sizes()) {
     const int64_t dim = differing(x.sizes(), ref.sizes());
-    require(dim >= 0 && !together(),
-            c10::str(other_way, "a tensor of shape ", ref.sizes(), ", not ", x.sizes(),
-                     ", at relu; expected tensors of the same shape"));
+    require(dim >= 0 && !together(), c10::str(other_way, "a tensor of shape ", ref.sizes(), ", not ", x.sizes(),
+                                              ", at relu; expected tensors of the same shape"));
     unpairable = x.size(dim) != examples || ref.size(dim) != references;
     require(!unpairable, c10::str("the rows of a tensor of shape ", x.sizes(), " cannot be told apart"));
   }
@@ -68,9 +67,8 @@ at::Tensor Tape::pair(const at::Tensor& ref, const at::Tensor& x) const {
   if (level == 0) {
     return ref.narrow(dim, first, count);
   }
-  const at::Tensor rows =
-      each ? ref.unflatten(dim, {examples, each}).narrow(dim + 1, first, count).movedim(dim + 1, 0)
-           : ref.narrow(dim, first, count).movedim(dim, 0).unsqueeze(dim + 1);
+  const at::Tensor rows = each ? ref.unflatten(dim, {examples, each}).narrow(dim + 1, first, count).movedim(dim + 1, 0)
+                               : ref.narrow(dim, first, count).movedim(dim, 0).unsqueeze(dim + 1);
   return at::functorch::makeBatched(rows, 0, level);
 }
 

@@ -62,8 +62,10 @@ def bare(forward_func: Any) -> Any:
     while True:
         if isinstance(forward_func, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             forward_func = forward_func.module
-        elif isinstance(getattr(forward_func, "_orig_mod", None), nn.Module):
+        elif type(forward_func).__name__ == "OptimizedModule":  # its class is not asked for: that would import dynamo
             forward_func = forward_func._orig_mod
+        elif isinstance(forward_func, nn.Module):
+            return forward_func
         else:
             return getattr(forward_func, "_torchdynamo_orig_callable", forward_func)
 

@@ -11,13 +11,14 @@ BILINEAR = operators("bilinear")
 
 HANDLERS = {
     **dict.fromkeys(BILINEAR, straight.product),
-    **dict.fromkeys(["exp", "sigmoid", "hardswish", "_prelu_kernel", "rrelu_with_noise"], elementwise.elementwise),
+    **dict.fromkeys(["exp", "sigmoid", "hardswish", "_prelu_kernel"], elementwise.elementwise),
     "relu": elementwise.relu,
     "mul": elementwise.multiply,
     "multiply": elementwise.multiply,
     "div": elementwise.divide,
     "where": elementwise.where,
     "masked_fill": elementwise.masked_fill,
+    "rrelu_with_noise": elementwise.rrelu,
     "glu": elementwise.glu,
     "log_sigmoid_forward": elementwise.log_sigmoid,
     **dict.fromkeys(["_softmax", "_safe_softmax"], normalise.softmax),

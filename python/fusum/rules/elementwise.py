@@ -110,6 +110,14 @@ def masked_fill(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str,
     return torch.where(args[1], args[2], args[0])
 
 
+def rrelu(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """rrelu_with_noise(x, noise, lower, upper, training, generator), which is leaky_relu in evaluation mode."""
+    x, _, lower, upper, training, *_ = args
+    if training:
+        return elementwise(running, op, args, kwargs)
+    return torch.nn.functional.leaky_relu(x, (lower + upper) / 2)
+
+
 def glu(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """a * sigmoid(b) of the two halves."""
     a, b = args[0].chunk(2, args[1])

@@ -42,7 +42,8 @@ class _Stabilised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, epsilon: float) -> Tensor:
-        ctx.save_for_backward(y / _kept_from_zero(y, epsilon))  # not y, which may be written over
+        # Of y nothing is kept: it may be written over. 1 / (1 + epsilon / |y|), in place: new memory is what takes time.
+        ctx.save_for_backward(y.abs().reciprocal_().mul_(epsilon).add_(1).reciprocal_())
         return y.detach()
 
     @staticmethod
