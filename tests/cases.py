@@ -38,7 +38,7 @@ class Case:
         own: dict[str, Any] = {"inputs": self.subject.inputs, "target": self.subject.target}
         if self.subject.extra:
             own["additional_forward_args"] = self.subject.extra
-        if self.chain[-1] == "GradientShap":
+        if self.chain[-1] in ("GradientShap", "DeepLiftShap"):
             own["baselines"] = self.subject.distribution
         return {**own, **self.arguments}
 
@@ -203,7 +203,39 @@ def _nested_tunnels() -> Iterator[Case]:
     yield Case("NT-NT-Saliency", ("NoiseTunnel", "NoiseTunnel", "Saliency"), "mlp", twice)
 
 
-CASES = [*_integrated_gradients(), *_every_target(), *_once(), *_gradient_shap(), *_noise_tunnel()]
+RULED = ("DeepLift", "DeepLiftShap", "GuidedBackprop", "Deconvolution", "LRP")
+DELTA = {"return_convergence_delta": True}
+
+
+def _rules() -> Iterator[Case]:
+    for name, (form, model, target) in product(RULED, _targets()):
+        yield Case(f"{name}-target-{form}", (name,), model, {"target": target}, no_peer=UNSHARED.get((name, model), ""))
+    for model in ("two_inputs", "many_kinds", "number", "in_a_dict", "ignores"):
+        for name in ("DeepLift", "GuidedBackprop"):
+            yield Case(f"{name}-{model}", (name,), model, no_peer=UNSHARED.get((name, model), ""))
+    for name, model, baselines in _baselines():
+        why = UNSHARED.get(("DeepLift", model), "")
+        yield Case(f"DeepLift-baselines-{name}", ("DeepLift",), model, {"baselines": baselines, **DELTA}, no_peer=why)
+    for name in ("DeepLift", "GuidedBackprop", "LRP"):
+        yield Case(f"NT-{name}", ("NoiseTunnel", name), "mlp", {"nt_samples": 3, "stdevs": 0.3})
+    refuses = "captum's tunnel refuses a distribution that is not drawn from"
+    copies = {"nt_samples": 3, "stdevs": 0.3, **DELTA}
+    yield Case("NT-DeepLiftShap", ("NoiseTunnel", "DeepLiftShap"), "mlp", copies, no_peer=refuses)
+    drawn = {**copies, "draw_baseline_from_distrib": True}
+    yield Case("NT-DeepLiftShap-drawn", ("NoiseTunnel", "DeepLiftShap"), "mlp", drawn)
+    yield Case("DeepLift-local", ("DeepLift",), "mlp", {"baselines": 0.3}, {"multiply_by_inputs": False})
+    yield Case("DeepLiftShap-local", ("DeepLiftShap",), "mlp", {}, {"multiply_by_inputs": False})
+
+
+# Why captum is not the measure of a rule on a model.
+UNSHARED = {
+    **dict.fromkeys(product(["DeepLift", "LRP"], ["two_inputs", "many_kinds", "flat"]), "functional operators"),
+    ("DeepLift", "cnn"): "max-pools",
+    ("DeepLift", "ignores"): "captum raises AttributeError where an input is not used",
+    ("GuidedBackprop", "ignores"): "captum takes modules only",
+}
+
+CASES = [*_integrated_gradients(), *_every_target(), *_once(), *_gradient_shap(), *_noise_tunnel(), *_rules()]
 
 # One case a class, for what does not need the whole table.
 SHORT = [
@@ -213,4 +245,9 @@ SHORT = [
     Case("GradientShap", ("GradientShap",), "mlp", {"stdevs": 0.2, "return_convergence_delta": True}),
     Case("NoiseTunnel-IG", ("NoiseTunnel", "IntegratedGradients"), "mlp", {"n_steps": 6, "nt_samples": 3}),
     Case("NoiseTunnel-Saliency", ("NoiseTunnel", "Saliency"), "mlp", {"nt_type": "vargrad", "nt_samples": 4}),
+    Case("DeepLift", ("DeepLift",), "mlp", DELTA),
+    Case("DeepLiftShap", ("DeepLiftShap",), "mlp", DELTA),
+    Case("GuidedBackprop", ("GuidedBackprop",), "mlp"),
+    Case("Deconvolution", ("Deconvolution",), "mlp"),
+    Case("LRP", ("LRP",), "mlp", DELTA),
 ]

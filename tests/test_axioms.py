@@ -177,7 +177,7 @@ def test_an_unused_input_gets_zeros(case: Case) -> None:
 @pytest.mark.parametrize("case", on(SHORT))
 def test_a_none_input_stays_none(case: Case) -> None:
     model = subject("optional")
-    changes = {"baselines": model.distribution} if case.chain[-1] == "GradientShap" else {}
+    changes = {"baselines": model.distribution} if case.chain[-1] in ("GradientShap", "DeepLiftShap") else {}
     result = case.attribute(fusum.attr, model.module, inputs=model.inputs, **changes)
     alone = {"baselines": changes["baselines"][0]} if changes else {}
     single = case.attribute(fusum.attr, lambda a: model.module(a, None), inputs=model.inputs[0], **alone)

@@ -142,20 +142,20 @@ def _distribution(inputs: Any, baselines: Any) -> tuple[Pair, Any]:
     """How many baselines an example has, and all of them in rows."""
     items = baselines if isinstance(baselines, tuple) else (baselines,)
     xs = inputs if isinstance(inputs, tuple) else (inputs,)
+    pairs = [(b, x) for b, x in zip(items, xs, strict=False) if isinstance(x, Tensor)]
     expected = "expected a tensor [N, ...] or [examples, N, ...] with N > 1 (DeepLift takes a single baseline)"
-    if not items or not all(isinstance(b, Tensor) and b.dim() for b in items):
-        got = ", ".join(type(b).__name__ for b in items)
-        raise ArgumentTypeError(f"baselines: got {got}; {expected}")
-    own = isinstance(xs[0], Tensor) and items[0].dim() == xs[0].dim() + 1
-    sizes = {(b.shape[0], b.shape[1]) if own and b.dim() > 1 else b.shape[0] for b in items}
-    counts = {size[1] if isinstance(size, tuple) else size for size in sizes}
-    if len(sizes) > 1 or min(counts) < 2:
-        raise ArgumentError(f"baselines: got shapes {[tuple(b.shape) for b in items]}; {expected}, the same for all")
-    if not own:
+    if not pairs or not all(isinstance(b, Tensor) and b.dim() for b, _ in pairs):
+        raise ArgumentTypeError(f"baselines: got {', '.join(type(b).__name__ for b in items)}; {expected}")
+    own = [b.dim() == x.dim() + 1 for b, x in pairs]
+    counts = {b.shape[1] if each else b.shape[0] for (b, _), each in zip(pairs, own, strict=True)}
+    if len(counts) > 1 or len(set(own)) > 1 or min(counts) < 2:
+        raise ArgumentError(f"baselines: got shapes {[tuple(b.shape) for b, _ in pairs]}; {expected}, the same for all")
+    if not own[0]:
         return Pair(many=True), baselines
-    if items[0].shape[0] != xs[0].shape[0]:
-        raise ArgumentError(f"baselines: got baselines of {items[0].shape[0]} examples; expected {xs[0].shape[0]}")
-    return Pair(many=True, each=counts.pop()), tuple(b.flatten(0, 1) for b in items)
+    for b, x in pairs:
+        if b.shape[0] != x.shape[0]:
+            raise ArgumentError(f"baselines: got baselines of {b.shape[0]} examples; expected {x.shape[0]}")
+    return Pair(many=True, each=counts.pop()), tuple(b.flatten(0, 1) if isinstance(b, Tensor) else b for b in items)
 
 
 def _custom(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:

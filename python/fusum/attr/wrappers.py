@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
-from ..plan.spec import Call, Fold, Noise, Other, Plan
+from ..plan.spec import Call, Fold, Noise, Other, Pair, Plan
 from ..settings import positive_int
 from .base import Attribution, GradientAttribution, attribution, build_of, no_future
 
@@ -101,7 +101,8 @@ class NoiseTunnel(Attribution):
         build = build_of(method)
         if build is not None:
             call = build(method, inputs, **kwargs)
-            if call.plan.noise is None:
+            # A plan with noise has no place for more; one with many baselines gets as many as captum hands it.
+            if call.plan.noise is None and not (isinstance(call.plan.points, Pair) and call.plan.points.many):
                 return call
         uncounted = getattr(method.attribute, "__wrapped__", None)
         other = Other(

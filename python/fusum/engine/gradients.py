@@ -55,16 +55,26 @@ def _takes_arguments(function: Callable[..., Any]) -> bool:
 
 def differentiate(numbers: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Gradients of each of the explained numbers; an unused input gets zeros, but not all of them may be unused."""
+    require_gradient(numbers)
+    found = run_backward(numbers, torch.ones_like(numbers), inputs)  # one root for autograd, not one a row
+    unused = [g is None for g in found]
+    if True not in unused:
+        return found  # type: ignore[return-value]
+    return filled(found, inputs)
+
+
+def require_gradient(numbers: Tensor) -> None:
+    """Raise unless numbers may be differentiated."""
     if numbers.is_complex():
         raise ArgumentError(f"forward_func: returned {numbers.dtype}; expected real numbers")
     if not numbers.requires_grad:
         raise ArgumentError(
             "forward_func: its output carries no gradient; expected it to depend on inputs differentiably"
         )
-    found = run_backward(numbers, torch.ones_like(numbers), inputs)  # one root for autograd, not one a row
-    unused = [g is None for g in found]
-    if True not in unused:
-        return found  # type: ignore[return-value]
-    if all(unused):
+
+
+def filled(found: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients with zeros for unused inputs, which not all may be."""
+    if not [g for g in found if g is not None]:
         raise ArgumentError("forward_func: its output does not depend on any of inputs; expected it to")
     return tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)])

@@ -13,6 +13,7 @@ from ..backward import run_backward
 from ..plan.spec import Fold, Pair
 from ..rules.tape import Tape
 from .batch import Block, Tensors
+from .gradients import filled, require_gradient
 from .pairs import Pairing, Recorded
 from .values import completeness_gap
 
@@ -164,8 +165,9 @@ class ManyPairing(Pairing):
         def back(root: Tensor) -> tuple[Tensor, ...]:
             tape.vmapped(_functorch.maybe_get_level(root))
             found = run_backward(reached, root, leaves, keep_graph=not last)
-            return tuple([torch.zeros_like(x) if m is None else m for m, x in zip(found, leaves, strict=True)])
+            return filled(found, leaves)
 
+        require_gradient(reached)
         roots = torch.ones_like(reached).expand(tape.count, *reached.shape)
         return list(torch.func.vmap(back)(roots))
 

@@ -109,6 +109,8 @@ class Pairing:
     def record(self, at: Tensors, extra: tuple[Any, ...], rows: int, each: int = 0) -> Recorded:
         tape = Tape(self._job.model.rows(rows), each)
         out = self._job.evaluate(at, extra, rows, tape, recording=True)
+        if self._job.plan.rule.function is None:
+            self._job.arguments.target.check(out)
         return Recorded(tape, out.detach())
 
     def back(self, tape: Tape, xs: Tensors, block: Block, count: int) -> tuple[Tensor, Tensors]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,22 +13,21 @@ from .. import ops
 from ..errors import ArgumentError
 from ..plan import points as draw
 from ..plan.arguments import Arguments, normalise
-from ..plan.chunks import cut, even, halve
+from ..plan.chunks import even
 from ..plan.spec import PLAIN, Call, Fold, Gradient, Line, Noise, Once, Other, Pair, RandomLine, Relevance
 from ..rules.tape import Tape
 from ..rules.turn import Ruled, is_ruled, ruled
 from ..settings import Settings, current
 from .batch import Baselines, Batch, Block, Tensors
+from .first import PathSum, has_old_hooks, stops
 from .gradients import differentiate
 from .many import ManyPairing
-from .memory import Footprint, is_out_of_memory, is_small
-from .model import bare, check_rows, couples_rows, keeps_rows_apart, view
+from .model import bare, check_rows, keeps_rows_apart, view
 from .pairs import Pairing
+from .planning import Planning
 from .support import insist
 from .tunnel import Score, Scores, smooth, smooth_other
 from .values import Values, completeness_gap
-
-T = TypeVar("T")
 
 
 def run(call: Call) -> Any:
@@ -66,7 +65,7 @@ def convergence_delta(call: Call, attributions: Any) -> Tensor:
         job = Job(call, arguments, current())
         batch = Batch(arguments, arguments.examples, arguments.baselines)
         values = job.values(batch)
-        changes = [c for _, c in job.pieces(batch, 1, lambda block, _: values.change(block, job.rows))]
+        changes = [c for _, c in job.planning.pieces(batch, 1, lambda block, _: values.change(block, job.rows))]
         with torch.no_grad():
             return completeness_gap(scores, torch.cat(changes))
 
@@ -103,16 +102,15 @@ class scope:
 
 
 class Job:
-    """One call while it runs: its plan, model and arguments, and how many rows the model sees at once (None: all)."""
+    """One call while it runs: its plan, model and arguments, and how its rows are cut."""
 
     __slots__ = (
         "arguments",
-        "footprint",
         "forward_func",
         "model",
         "pairing",
         "plan",
-        "rows",
+        "planning",
         "settings",
         "wants_delta",
     )
@@ -126,25 +124,13 @@ class Job:
         self.arguments = arguments
         self.pairing = self._pairing()
         self.wants_delta = call.return_convergence_delta
-        self.footprint = Footprint(self.model.key, arguments.inputs) if self._is_automatic() else None
-        self.rows = self._most_rows()
+        self.planning = Planning(call.plan, self.model, arguments, settings, self.points)
 
     def _pairing(self) -> Pairing | None:
         points = self.plan.points
         if not isinstance(points, Pair):
             return None
         return ManyPairing(self, points) if points.many else Pairing(self)
-
-    def _is_automatic(self) -> bool:
-        """Whether to choose rows: nobody set them, there is much to do, and a cut batch has the same results."""
-        settings, noise = self.settings, self.plan.noise
-        fixed = self.arguments.max_rows or (settings.max_rows and not settings.memory)
-        if fixed or self.plan.rule.function is not None:
-            return False
-        copies = self.points * (1 if noise is None else noise.samples)
-        if settings.memory is None and is_small(self.arguments.inputs, copies):
-            return False
-        return not couples_rows(self.model.key)
 
     @property
     def baselines(self) -> Baselines:
@@ -158,10 +144,14 @@ class Job:
             return self.pairing.count
         return self.plan.points.n_steps if isinstance(self.plan.points, Line) else 1
 
-    def _most_rows(self) -> int | None:
-        automatic = None if self.footprint is None else self.footprint.rows()
-        caps = (automatic, self.arguments.max_rows, self.settings.max_rows, self.model.high)
-        return min([n for n in caps if n is not None], default=None)
+    @property
+    def rows(self) -> int | None:
+        """How many rows the model sees at once; None: all."""
+        return self.planning.rows
+
+    def measuring(self, rows: int) -> AbstractContextManager[None]:
+        """A context in which a model's first evaluation, of rows rows, tells how many may run at once from then on."""
+        return self.planning.measuring(rows)
 
     def coefficients(self, examples: int) -> Tensor | None:
         """Random positions on the line, where the plan wants them."""
@@ -207,44 +197,18 @@ class Job:
     def blocks(self, batch: Batch) -> Iterator[tuple[int, Scores, Tensor | None]]:
         """(start, scores, delta) of blocks of examples."""
         values = self.values(batch) if self.wants_delta and self._has_ends() else None
-        for start, found in self.pieces(batch, self.points, lambda block, points: self._block(block, points, values)):
+        for start, found in self.planning.pieces(
+            batch, self.points, lambda block, points: self._block(block, points, values)
+        ):
             yield start, *found
 
     def _has_ends(self) -> bool:
         """Whether scores sum to a change of the model between two ends that are evaluated for the delta alone."""
         return self.pairing is None and not isinstance(self.plan.rule, Relevance)
 
-    def pieces(self, batch: Batch, n: int, work: Callable[[Block, int], T]) -> Iterator[tuple[int, T]]:
-        """(start, work's result) of blocks of examples with n points; one that runs out of memory is cut smaller."""
-        start = 0
-        while start < batch.examples:
-            examples, points = batch.examples - start, n
-            if self.rows is not None:
-                examples, points = cut(examples, points, self.rows)
-            try:
-                found = work(batch.block(start, start + examples), points)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or not self._shrink(examples, points):
-                    raise
-                continue
-            yield start, found
-            start += examples
-
     def values(self, batch: Batch) -> Values:
         """The model's values at the ends of every example's path."""
         return Values(self.model, batch, shares=keeps_rows_apart(self.model.key))
-
-    def _shrink(self, examples: int, points: int) -> bool:
-        """After running out of memory: take fewer rows from now on. False where there are none fewer."""
-        smaller = halve(examples, points)
-        if smaller is None or (smaller[0] < examples and couples_rows(self.model.key)):
-            return False
-        self.rows = smaller[0] * smaller[1]
-        if self.footprint is not None:
-            self.footprint.shrink(self.rows)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return True
 
     def _block(self, block: Block, points: int, values: Values | None) -> tuple[Scores, Tensor | None]:
         if self.pairing is not None:
@@ -282,43 +246,47 @@ class Job:
         """The weighted sum of the gradients along the line, in float32 for half types."""
         pairs = list(zip(block.inputs, block.baselines, strict=True))
         alphas, weights = draw.quadrature_tensors(line.method, line.n_steps, self.arguments.device)
-        totals = tuple([None if x is None else _accumulator(x) for x in block.inputs])
+        sums = [None if x is None else PathSum(x) for x in block.inputs]
+        stopping = [s for s in sums if s is not None] if self._may_stop(line) else ()
         done = 0
         while done < line.n_steps:
             part = slice(done, min(done + points, line.n_steps))
             a, w = (alphas, weights) if points == line.n_steps else (alphas[part], weights[part])
             at = tuple([x if x is None or b is None else ops.path_points(x, b.value, b.index, a) for x, b in pairs])
             rows_before = self.rows
-            gradients, reached = self._step(at, block, part.stop - done)
+            gradients, reached = self._step(at, block, part.stop - done, stopping)
             if values is not None and reached is not None:
                 values.keep(line, part, reached, block.examples)
-            for total, gradient in zip(totals, gradients, strict=True):
+            for total, gradient in zip(sums, gradients, strict=True):
                 if total is not None and gradient is not None:
-                    ops.path_sum(total, gradient, w)
+                    total.add(gradient, w)
             del at, gradients  # or they would weigh on the next points
             done = part.stop
             if self.rows != rows_before and self.rows is not None and done < line.n_steps:
                 points = even(line.n_steps - done, max(1, self.rows // block.examples))
-        return totals
+        return tuple([None if s is None else s.result() for s in sums])
 
-    def _step(self, at: Tensors, block: Block, points: int) -> tuple[Tensors, Tensor | None]:
-        """Gradients at the given rows, and the explained numbers there where they are known."""
+    def _may_stop(self, line: Line) -> bool:
+        """Whether the way back may stop at first convolutions: there are some to expect, and nobody set the rows.
+
+        A sum at a convolution's output takes more memory than one at its input.
+        """
+        if line.n_steps == 1 or self.plan.rule is not PLAIN or self.arguments.max_rows or self.settings.max_rows:
+            return False
+        images = any(x is not None and x.dim() > 2 for x in self.arguments.inputs)
+        return images and not has_old_hooks(self.model.key)
+
+    def _step(
+        self, at: Tensors, block: Block, points: int, sums: Sequence[PathSum] = ()
+    ) -> tuple[Tensors, Tensor | None]:
+        """Gradients at the given rows, and the explained numbers there where they are known.
+
+        sums: what they are added to, if the way back may stop before the inputs.
+        """
         if self.plan.rule.function is not None:
             return self._replaced_step(at, block, points), None
         with self.measuring(points * block.examples):
-            return self._fused_step(at, block, points)
-
-    def measuring(self, rows: int) -> AbstractContextManager[None]:
-        """A context in which a model's first evaluation, of rows rows, tells how many may run at once from then on."""
-        if self.footprint is None or self.footprint.measured:
-            return nullcontext()
-        return self._measuring(self.footprint, rows)
-
-    @contextmanager
-    def _measuring(self, footprint: Footprint, rows: int) -> Iterator[None]:
-        with footprint.measure(rows):
-            yield
-        self.rows = self._most_rows()
+            return self._fused_step(at, block, points, sums)
 
     def evaluate(
         self, at: Tensors, extra: tuple[Any, ...], rows: int, tape: Tape | None = None, recording: bool = False
@@ -332,7 +300,9 @@ class Job:
             self._check_rows(out, rows)
         return out
 
-    def _fused_step(self, at: Tensors, block: Block, points: int) -> tuple[Tensors, Tensor | None]:
+    def _fused_step(
+        self, at: Tensors, block: Block, points: int, sums: Sequence[PathSum]
+    ) -> tuple[Tensors, Tensor | None]:
         rows = points * block.examples
         leaves = [x.requires_grad_() for x in at if x is not None]
         if self.plan.rule is PLAIN and not is_ruled():
@@ -342,7 +312,7 @@ class Job:
         else:
             out = self.evaluate(at, block.extra(points), rows)
         reached = self.arguments.target.pick(out, block.target_rows(points, out.device))
-        found: Tensors = differentiate(reached, leaves)
+        found: Tensors = differentiate(reached, stops(reached, leaves, sums) if sums else leaves)
         if len(found) < len(at):
             rest = iter(found)
             found = tuple([None if x is None else next(rest) for x in at])
@@ -374,7 +344,3 @@ def _fold(how: Fold, gradient: Tensor | None, x: Tensor | None, baseline: Any) -
         return x * gradient
     score = gradient.abs() if how is Fold.ABS else gradient
     return torch.where(x == x, score, x) if x.is_floating_point() else score
-
-
-def _accumulator(x: Tensor) -> Tensor:
-    return torch.zeros_like(x, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)

@@ -32,6 +32,12 @@ class Target:
             return _of_list(raw, examples)
         return Target(raw, _indices("target", raw))
 
+    def check(self, out: Tensor) -> None:
+        """Raise unless this target picks one number from each row of out."""
+        column = tuple([(c, c) for c in self.column])
+        if self.rows is not None or self.column or out.numel() != len(out):
+            _check_bounds(self.raw, self.bounds if self.rows is not None else column, out)
+
     def pick(self, out: Tensor, rows: Tensor | None) -> Tensor:
         """The R explained numbers of out [R, ...], in any shape; rows: this target's rows for these, if any."""
         if rows is None:

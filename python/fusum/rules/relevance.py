@@ -42,7 +42,7 @@ class _Stabilised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, epsilon: float) -> Tensor:
-        # Of y nothing is kept: it may be written over. 1 / (1 + epsilon / |y|), in place: new memory is what takes time.
+        # Not of y itself, which may be written over. In place, as new memory is what takes time.
         ctx.save_for_backward(y.abs().reciprocal_().mul_(epsilon).add_(1).reciprocal_())
         return y.detach()
 
