@@ -277,6 +277,7 @@ class LRP(GradientAttribution):
                 raise ArgumentTypeError(f"rule: got {got} on module {name!r}; expected a PropagationRule")
             if rule is not None:
                 found[id(module)] = (name, rule)
-            if verbose and not any(True for _ in module.children()):
+            passes = type(module).__module__ in ("torch.nn.modules.activation", "torch.nn.modules.dropout")
+            if verbose and not passes and not any(True for _ in module.children()):
                 print(f"{name or type(module).__name__}: {rule or EpsilonRule()}")
         return found

@@ -13,6 +13,8 @@ from ..errors import ArgumentError, ArgumentTypeError
 
 # What an exported program takes, by program: (its module where the program is not one itself, low, high).
 _exported: WeakKeyDictionary[Any, tuple[nn.Module | None, int, int | None]] = WeakKeyDictionary()
+# The forward of a ScriptModule, and the defaults of its arguments.
+_functions: WeakKeyDictionary[Any, tuple[Callable[..., Any], tuple[Any, ...]]] = WeakKeyDictionary()
 _FIXED = (torch.fx.GraphModule, torch.export.ExportedProgram)
 _COUPLING = ("BatchNorm", "Dropout")
 
@@ -68,6 +70,33 @@ def bare(forward_func: Any) -> Any:
             return forward_func
         else:
             return getattr(forward_func, "_torchdynamo_orig_callable", forward_func)
+
+
+def uncompiled(model: Model) -> Model:
+    """The same, never by a plan that TorchScript's executor has made: that knows nothing of the rule of an operator.
+
+    Such a plan is kept once a ScriptModule has run with gradients, also of another module of its type.
+    """
+    module = model.call
+    if not isinstance(module, nn.Module):
+        return model
+    if isinstance(module, torch.jit.ScriptModule):
+        return Model(_private(module), model.key, model.low, model.high)
+    for inner in module.modules():
+        if isinstance(inner, torch.jit.ScriptModule):
+            inner._c._get_method("forward")._debug_flush_compilation_cache()
+    return model
+
+
+def _private(module: torch.jit.ScriptModule) -> Callable[..., Any]:
+    """The forward of a ScriptModule as a function with an executor of its own."""
+    if module not in _functions:
+        method = module._c._get_method("forward")
+        defaults = tuple(a.default_value for a in method.schema.arguments[1:])
+        _functions[module] = torch._C._create_function_from_graph("forward", method.inlined_graph), defaults
+    function, defaults = _functions[module]
+    inner = module._c
+    return lambda *args: function(inner, *args, *defaults[len(args) :])
 
 
 def _look_into(program: Any) -> tuple[nn.Module | None, int, int | None]:

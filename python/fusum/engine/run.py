@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,12 +19,13 @@ from ..rules.tape import Tape
 from ..rules.turn import Ruled, is_ruled, ruled
 from ..settings import Settings, current
 from .batch import Baselines, Batch, Block, Tensors
-from .first import PathSum, has_old_hooks, stops
+from .first import PathSum, has_old_hooks, nodes, stops
 from .gradients import differentiate
 from .many import ManyPairing
-from .model import bare, check_rows, keeps_rows_apart, view
+from .model import bare, check_rows, keeps_rows_apart, uncompiled, view
 from .pairs import Pairing
 from .planning import Planning
+from .pools import layout, learn
 from .support import insist
 from .tunnel import Score, Scores, smooth, smooth_other
 from .values import Values, completeness_gap
@@ -120,7 +121,7 @@ class Job:
         self.settings = settings
         ruled = not isinstance(call.plan.rule, Gradient)
         self.forward_func = bare(call.forward_func) if ruled else call.forward_func
-        self.model = view(self.forward_func)
+        self.model = uncompiled(view(self.forward_func)) if ruled else view(self.forward_func)
         self.arguments = arguments
         self.pairing = self._pairing()
         self.wants_delta = call.return_convergence_delta
@@ -306,17 +307,23 @@ class Job:
         rows = points * block.examples
         leaves = [x.requires_grad_() for x in at if x is not None]
         if self.plan.rule is PLAIN and not is_ruled():
-            out = self.model(at, block.extra(points), rows)
+            with layout(self.model.key, leaves) if sums else nullcontext():
+                out = self.model(at, block.extra(points), rows)
             if out.dim() == 0 or out.shape[0] != rows:
                 self._check_rows(out, rows)
         else:
             out = self.evaluate(at, block.extra(points), rows)
         reached = self.arguments.target.pick(out, block.target_rows(points, out.device))
-        found: Tensors = differentiate(reached, stops(reached, leaves, sums) if sums else leaves)
+        found: Tensors = differentiate(reached, self._ends(reached, leaves, sums) if sums else leaves)
         if len(found) < len(at):
             rest = iter(found)
             found = tuple([None if x is None else next(rest) for x in at])
         return found, reached.detach().flatten() if self.wants_delta else None
+
+    def _ends(self, reached: Tensor, leaves: list[Tensor], sums: Sequence[PathSum]) -> list[Any]:
+        graph = nodes(reached.grad_fn)
+        learn(self.model.key, leaves, graph)
+        return stops(graph, leaves, sums)
 
     def _check_rows(self, out: Tensor, rows: int) -> None:
         """A method that looks once at a whole batch may explain its rows together, as in captum; others may not."""
@@ -327,9 +334,7 @@ class Job:
     def _replaced_step(self, at: Tensors, block: Block, points: int) -> Tensors:
         given = tuple(x.requires_grad_() if x is not None and x.is_floating_point() else x for x in at)
         extra = block.extra(points, repeat_all=True) or None
-        forward = (
-            self.forward_func if isinstance(self.plan.rule, Gradient) else Ruled(self.plan.rule, self.forward_func)
-        )
+        forward = self.forward_func if isinstance(self.plan.rule, Gradient) else Ruled(self.plan.rule, self.model.call)
         gradients = self.plan.rule.function(forward, given, block.raw_target(points), extra)  # type: ignore[misc]
         return tuple(g if g is None else g.detach() for g in gradients)
 

@@ -28,6 +28,9 @@ class EpsilonRule(PropagationRule):
     def __init__(self, epsilon: float = 1e-9) -> None:
         self.STABILITY_FACTOR = epsilon
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(epsilon={self.STABILITY_FACTOR!r})"
+
 
 class GammaRule(PropagationRule):
     """Positive weights count 1 + gamma times (Montavon et al., 2019)."""
