@@ -58,6 +58,11 @@ class _Change(torch.autograd.Function):
         return (None, *[g if g is None else g.to(x.dtype) for g, x in zip(found, xs, strict=True)])
 
 
+def of_first(op: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Tensor], Any]:
+    """An operator as a function of its first operand, of which it holds none: a tape would keep its graph alive."""
+    return lambda x: op(x, *rest, **kwargs)
+
+
 def change(
     running: Pass,
     op: Any,

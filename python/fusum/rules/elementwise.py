@@ -36,9 +36,10 @@ def elementwise(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str,
 def of_varying(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """The varying tensor, and the operator as a function of it."""
     place = next(i for i, a in enumerate(args) if varies(a))
+    before, after = args[:place], args[place + 1 :]
 
     def call(x: Tensor) -> Any:
-        return op(*args[:place], x, *args[place + 1 :], **kwargs)
+        return op(*before, x, *after, **kwargs)
 
     shape = torch.broadcast_shapes(*[a.shape for a in args if isinstance(a, Tensor)])
     x = args[place]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .change import Step, Tensors, change
+from .change import Step, Tensors, change, of_first
 from .state import Pass, below
 from .straight import line
 from .tape import rescale
@@ -36,11 +36,7 @@ def _along(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     x, dims, *rest = args
     dims = [dims] if isinstance(dims, int) else list(dims)
     keep = bool(rest and rest[0])
-
-    def call(x: Tensor) -> Any:
-        return op(x, *args[1:], **kwargs)
-
-    return change(running, op, (x,), call, partial(back, dims=dims, keep=keep))
+    return change(running, op, (x,), of_first(op, args[1:], kwargs), partial(back, dims=dims, keep=keep))
 
 
 def _softmax_back(
@@ -99,7 +95,7 @@ def layer_norm(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, 
     """native_layer_norm(x, shape, weight, bias, eps)."""
     x, shape, weight, _, eps = args
     back = partial(_layer_norm_back, dims=len(shape), weight=weight, eps=eps, centred=True)
-    return change(running, op, (x,), lambda x: op(x, *args[1:]), back)
+    return change(running, op, (x,), of_first(op, args[1:], kwargs), back)
 
 
 def rms_norm(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -107,14 +103,17 @@ def rms_norm(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, An
     x, shape, weight, eps = args
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     back = partial(_layer_norm_back, dims=len(shape), weight=weight, eps=eps, centred=False)
-    return change(running, op, (x,), lambda x: op(x, *args[1:], **kwargs), back)
+    return change(running, op, (x,), of_first(op, args[1:], kwargs), back)
 
 
 def group_norm(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """native_group_norm(x, weight, bias, N, C, elements, groups, eps)."""
-    x, weight, _, _, _, _, groups, eps = args
-    # Rows of this call; the baselines' may be fewer or more.
-    call = lambda x: op(x, weight, args[2], x.shape[0], *args[4:])  # noqa: E731
+    x, weight, bias, _, *rest = args
+    *_, groups, eps = rest
+
+    def call(x: Tensor) -> Any:
+        return op(x, weight, bias, len(x), *rest)  # of this call's rows: the baselines' may be fewer or more
+
     back = partial(_group_norm_back, groups=groups, weight=weight, eps=eps)
     return change(running, op, (x,), call, back)
 

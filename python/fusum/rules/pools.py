@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .change import Step, Tensors, change
+from .change import Step, Tensors, change, of_first
 from .state import Pass
 
 aten: Any = torch.ops.aten
@@ -60,10 +60,7 @@ def max_along(running: Pass, op: Any, x: Tensor, dims: list[int], keep: bool, le
 
 
 def _maximum(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dims: list[int]) -> Any:
-    def call(x: Tensor) -> Any:
-        return tuple(op(x, *args[1:], **kwargs))
-
-    return change(running, op, args[:1], call, partial(_back, dims=len(dims)))
+    return change(running, op, args[:1], of_first(op, args[1:], kwargs), partial(_back, dims=len(dims)))
 
 
 def _back(step: Step, gradients: tuple[Tensor | None, ...], xs: Tensors, refs: Tensors, *, dims: int) -> Tensors:

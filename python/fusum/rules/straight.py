@@ -42,6 +42,8 @@ def line(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 def _straight(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], nodes: int) -> Any:
     flat, build = flatten(args, kwargs)
     places = [i for i, a in enumerate(flat) if varies(a)]
+    operands = tuple([flat[i] for i in places])
+    flat = [None if i in places else a for i, a in enumerate(flat)]  # a tape would keep their graph alive
 
     def call(*xs: Tensor) -> Any:
         changed = list(flat)
@@ -50,7 +52,7 @@ def _straight(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, A
         positional, named = build(changed)
         return op(*positional, **named)
 
-    return change(running, op, tuple([flat[i] for i in places]), call, partial(_back, nodes=nodes))
+    return change(running, op, operands, call, partial(_back, nodes=nodes))
 
 
 def _back(step: Step, gradients: tuple[Tensor | None, ...], xs: Tensors, refs: Tensors, *, nodes: int) -> Tensors:
