@@ -20,7 +20,6 @@ from cases import seed
 from checkers import assert_complete, assert_identical, assert_no_graph, assert_same, untouched
 from fusum import ops
 from fusum.attr import DeepLift
-from fusum.rules import straight
 from models import Mlp, Recorder, noise, subject
 from operators import (
     ACTIVATIONS,
@@ -70,12 +69,6 @@ TWINS: dict[str, Twin] = {
     "max_pool3d overlapping": Window((3, 3, 3), 2, 1, 1).max_pool,
     "max of all": Window((12,), 12, 1).max_pool,
 }
-
-
-@pytest.fixture(autouse=True)
-def _warns_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operator is warned of once a process."""
-    monkeypatch.setattr(straight, "_warned", set())
 
 
 def change(model: nn.Module, x: Tensor, baselines: Tensor, target: int = 1) -> Tensor:

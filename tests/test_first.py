@@ -15,12 +15,17 @@ from torch import Tensor, nn
 import fusum
 from checkers import assert_same
 from fusum.attr import GuidedBackprop, IntegratedGradients, NoiseTunnel, Saliency
-from fusum.engine import pools
+from fusum.engine import first
 from fusum.engine.first import FirstConvolution
 from models import Recorder, noise
 
 EXACT = {torch.float32: {"rtol": 1e-6, "atol": 1e-6}, torch.float64: {"rtol": 1e-12, "atol": 1e-12}}
 WHOLE = 10**9  # a cap that nobody reaches, but rows that are set by hand leave the sum where the inputs are
+
+
+@pytest.fixture(autouse=True)
+def _no_model_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first, "_LEAST", 1)
 
 
 @contextmanager
@@ -227,6 +232,16 @@ def test_rows_set_by_hand_keep_the_sum_small(capped: str, monkeypatch: pytest.Mo
     assert seen == []
 
 
+def test_small_calls_do_not_look_for_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first, "_LEAST", 3 * 9 * 8 * 30)
+    ig = IntegratedGradients(net(nn.Conv2d(3, 5, 3)))
+    with taken(monkeypatch) as seen:
+        ig.attribute(noise(1, 3, 9, 8), target=1, n_steps=29)
+        assert seen == []
+        ig.attribute(noise(2, 3, 9, 8), target=1, n_steps=15)
+        assert seen == [2]
+
+
 def test_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
     tunnel, x = NoiseTunnel(IntegratedGradients(net(nn.Conv2d(3, 5, 3), torch.float64))), noise(2, 3, 9, 8).double()
     given = {"target": 1, "n_steps": 5, "nt_samples": 4, "nt_type": "smoothgrad_sq", "return_convergence_delta": True}
@@ -339,48 +354,3 @@ def test_no_graph_outlives_its_chunk() -> None:
     with fusum.config(memory="1KB"):
         IntegratedGradients(Watched()).attribute(noise(1, 3, 9, 8), n_steps=6)
     assert alive == [1] * 6
-
-
-class Pooled(nn.Module):
-    def __init__(self, **settings: Any) -> None:
-        super().__init__()
-        self.conv, self.pool = nn.Conv2d(3, 16, 3, padding=1), nn.MaxPool2d(3, **settings)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.pool(self.conv(x))
-        return torch.tanh(y).view(len(x), -1).pow(2).sum(1)  # view: the layout is as without us
-
-
-@pytest.mark.parametrize("form", [lambda model, x: model, scripted])
-@pytest.mark.parametrize("settings", [{"stride": 2, "padding": 1}, {"ceil_mode": True}, {"dilation": 2, "stride": 1}])
-def test_large_pools_in_their_fast_layout(
-    settings: dict[str, Any], form: Callable[[nn.Module, Tensor], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x = noise(2, 3, 65, 65)
-    model = form(Pooled(**settings), x)
-    ig = IntegratedGradients(model)
-    with monkeypatch.context() as patched:
-        patched.setattr(pools, "_is_slow", lambda pooled: False)
-        ig.attribute(x, n_steps=12)  # measures the model, and chunks are other ones from then on
-        usual = ig.attribute(x, n_steps=12)
-    ig.attribute(x, n_steps=12)  # finds the pool
-    entered: list[pools.ChannelsLast] = []
-    enter = pools.ChannelsLast.__enter__
-    monkeypatch.setattr(pools.ChannelsLast, "__enter__", lambda mode: (entered.append(mode), enter(mode))[1])
-    assert_same(ig.attribute(x, n_steps=12), usual, rtol=0, atol=0)
-    assert entered
-    entered.clear()
-    ig.attribute(x[:, :, :9, :9].clone(), n_steps=12)
-    assert not entered, "small pools gain nothing"
-
-
-@pytest.mark.parametrize("missing", [False, True])
-def test_a_pool_in_its_fast_layout_is_the_same_to_the_bit(missing: bool) -> None:
-    x = noise(4, 32, 96, 96).mul(3).round()  # with ties
-    if missing:
-        x[noise(4, 32, 96, 96, seed=1) > 2] = torch.nan
-    expected = F.max_pool2d(x, 3, 2, 1, return_indices=True)
-    with pools.ChannelsLast():
-        found = F.max_pool2d(x, 3, 2, 1, return_indices=True)
-    assert_same(found, expected, rtol=0, atol=0)
-    assert [y.stride() for y in found] == [y.stride() for y in expected]

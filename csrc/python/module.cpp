@@ -81,6 +81,8 @@ PYBIND11_MODULE(_C, m) {
       .def("start", &rules::Tape::start)
       .def_property_readonly("finished", &rules::Tape::finished)
       .def_readwrite("each", &rules::Tape::each)
+      .def_readwrite("copies", &rules::Tape::copies)
+      .def_readonly("overwritten", &rules::Tape::overwritten)
       .def_readwrite("first", &rules::Tape::first)
       .def_readwrite("count", &rules::Tape::count)
       .def_readwrite("level", &rules::Tape::level)

@@ -85,7 +85,11 @@ at::Tensor relu(const Pass& pass, const at::Tensor& x) {
     pass.tape->record(x);
     return at::relu(x);
   }
-  return Rescale::apply(x, pass.tape->next(x), pass.tape, pass.eps);
+  const at::Tensor ref = pass.tape->next(x);
+  if (!ref.defined()) {
+    return at::relu(x);
+  }
+  return Rescale::apply(pass.tape->copies ? x.clone() : x, ref, pass.tape, pass.eps);
 }
 
 }  // namespace fusum::rules

@@ -26,8 +26,8 @@ int64_t differing(at::IntArrayRef a, at::IntArrayRef b) {
 }  // namespace
 
 void Tape::record(const at::Tensor& x) {
-  values_.push_back(x.detach());
-  versions_.push_back(x._version());
+  values_.push_back(copies ? x.detach().clone() : x.detach());
+  versions_.push_back(values_.back()._version());
 }
 
 void Tape::start(int64_t rows) {
@@ -35,26 +35,34 @@ void Tape::start(int64_t rows) {
   at_ = 0;
 }
 
-void Tape::require(bool holds, std::string otherwise) {
-  if (!holds) {
-    failure = std::move(otherwise);
-    TORCH_CHECK_VALUE(false, failure);
+bool Tape::require(bool holds, const char* otherwise) {
+  if (!holds && failure.empty()) {
+    failure = otherwise;
+    unpairable = !together() && !overwritten;
   }
+  return holds;
 }
 
 at::Tensor Tape::next(const at::Tensor& x) {
-  const std::string other_way = "forward_func: took another way for baselines than for inputs: ";
-  require(at_ < values_.size(), other_way + "no relu where one was; expected the same operators");
+  if (!failure.empty() || !require(at_ < values_.size(),
+                                   "forward_func: took another way for baselines than for inputs: no relu where one "
+                                   "was; expected the same operators")) {
+    return {};
+  }
   const at::Tensor& ref = values_[at_];
-  require(ref._version() == versions_[at_],
-          "forward_func: an operator after relu writes over its input in place; expected it not to");
+  overwritten = ref._version() != versions_[at_];
   ++at_;
+  if (!require(!overwritten, "forward_func: writes over the input of relu")) {
+    return {};
+  }
   if (ref.sizes() != x.sizes()) {
     const int64_t dim = differing(x.sizes(), ref.sizes());
-    require(dim >= 0 && !together(), c10::str(other_way, "a tensor of shape ", ref.sizes(), ", not ", x.sizes(),
-                                              ", at relu; expected tensors of the same shape"));
-    unpairable = x.size(dim) != examples || ref.size(dim) != references;
-    require(!unpairable, c10::str("the rows of a tensor of shape ", x.sizes(), " cannot be told apart"));
+    const bool pairs = dim >= 0 && !together() && x.size(dim) == examples && ref.size(dim) == references;
+    if (!require(pairs,
+                 "forward_func: took another way for baselines than for inputs: tensors of other shapes at "
+                 "relu; expected the same shapes")) {
+      return {};
+    }
   }
   return ref;
 }

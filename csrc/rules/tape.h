@@ -21,13 +21,16 @@ struct Tape : torch::CustomClassHolder {
   int64_t first = 0;
   int64_t count = 1;
   int64_t level = 0;
-  // Why next did not find a value; TorchScript would make another exception of ours.
+  // Why next did not find a value. Nothing is thrown: TorchScript's interpreter may crash on what an operator throws.
   std::string failure;
   bool unpairable = false;
+  bool overwritten = false;
+  // Values are copied, for models that write over them.
+  bool copies = false;
 
   void record(const at::Tensor& x);
   void start(int64_t rows);
-  // The baselines' value where the examples' is x.
+  // The baselines' value where the examples' is x; undefined where there is none.
   at::Tensor next(const at::Tensor& x);
   bool finished() const { return at_ == values_.size(); }
   // ref so that it broadcasts against x, and stands for each baseline of a vmapped backward.
@@ -35,7 +38,7 @@ struct Tape : torch::CustomClassHolder {
   bool together() const { return each == 0 && references == examples; }
 
  private:
-  void require(bool holds, std::string otherwise);
+  bool require(bool holds, const char* otherwise);
 
   std::vector<at::Tensor> values_;
   std::vector<uint32_t> versions_;

@@ -12,6 +12,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from .. import ops
 
 _NODES = {"ConvolutionBackward0", "ConvolutionBackward1"}  # the latter of traced models
+# Of fewer elements at all points together, looking for the convolution takes as long as going back through it.
+_LEAST = 2**16
 _SETTINGS = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
 
 
@@ -78,12 +80,24 @@ class PathSum:
         return self._total.add_(self._layer.back(self._behind, self._total))
 
 
-def stops(numbers: Tensor, inputs: Sequence[Tensor], sums: Sequence[PathSum]) -> list[Any]:
-    """Where the way back from numbers ends for each input: at the output of its first convolution, or at itself.
+def nodes(root: Any) -> list[Any]:
+    """All nodes of a graph on the way back from root."""
+    found = [] if root is None else [root]
+    seen = set(found)
+    for node in found:
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                found.append(following)
+    return found
+
+
+def stops(graph: Sequence[Any], inputs: Sequence[Tensor], sums: Sequence[PathSum]) -> list[Any]:
+    """Where the way back through a graph ends for each input: at its first convolution's output, or at itself.
 
     An input qualifies if nothing but one convolution reads it, and that as its operand.
     """
-    readers = _readers(numbers.grad_fn, inputs)
+    readers = _readers(graph, inputs)
     ends: list[Any] = []
     for x, total in zip(inputs, sums, strict=True):
         node = readers.get(id(x))
@@ -91,29 +105,28 @@ def stops(numbers: Tensor, inputs: Sequence[Tensor], sums: Sequence[PathSum]) ->
     return ends
 
 
-def _readers(root: Any, inputs: Sequence[Tensor]) -> dict[int, Any]:
-    """The convolution that is the only reader of an input on the way from root, by the input's id."""
+def _readers(graph: Sequence[Any], inputs: Sequence[Tensor]) -> dict[int, Any]:
+    """The convolution that is the only reader of an input, by the input's id."""
     # A model's hook on an input wants each gradient; fewer dimensions than [B, C, length] take no convolution.
     leaves = {get_gradient_edge(x).node: id(x) for x in inputs if x.dim() > 2 and not x._backward_hooks}
-    if root is None or not leaves:
-        return {}
+    if len(inputs) > 1 and any(isinstance(node, torch._C._FunctionBase) for node in graph):
+        return {}  # a user's function may pass nothing back; of several inputs, that one then gets zeros
     found: dict[int, list[Any]] = {key: [] for key in leaves.values()}
-    seen, waiting = {root}, [root]
-    while waiting:
-        node = waiting.pop()
-        if len(inputs) > 1 and isinstance(node, torch._C._FunctionBase):
-            return {}  # a user's function may pass nothing back; of several inputs, that one then gets zeros
+    for node in graph:
         for i, (following, _) in enumerate(node.next_functions):
             if following in leaves:
                 found[leaves[following]].append(node if i == 0 else None)
-            elif following is not None and following not in seen:
-                seen.add(following)
-                waiting.append(following)
     only = {key: nodes[0] for key, nodes in found.items() if len(nodes) == 1}
     return {key: node for key, node in only.items() if node is not None and node.name() in _NODES}
 
 
-def has_old_hooks(owner: Any) -> bool:
+def may_stop(owner: Any, inputs: Sequence[Tensor | None], points: int) -> bool:
+    """Whether to look for first convolutions of a model: they would be large, and all of its hooks can be seen."""
+    large = [x is not None and x.dim() > 2 and x.numel() * points >= _LEAST for x in inputs]
+    return True in large and not _has_old_hooks(owner)
+
+
+def _has_old_hooks(owner: Any) -> bool:
     """Whether a module has hooks that hang on the nodes of its graph, which a backward that stops early passes by."""
     modules = owner.modules() if isinstance(owner, nn.Module) else ()
     return any(getattr(m, "_is_full_backward_hook", None) is False for m in modules)

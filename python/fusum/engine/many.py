@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ..backward import run_backward
+from ..errors import ArgumentError
 from ..plan.spec import Fold, Pair
-from ..rules.tape import Tape
+from ..rules.tape import Tape, Unpairable
 from .batch import Block, Tensors
 from .gradients import filled, require_gradient
+from .memory import is_out_of_memory
 from .pairs import Pairing, Recorded
 from .values import completeness_gap
 
@@ -41,6 +43,10 @@ class ManyPairing(Pairing):
         Pairing.__init__(self, job)
         self._each = pair.each
         self._kept: Recorded | None = None
+
+    def forget(self) -> None:
+        """Baselines that were kept run again."""
+        self._kept = None
 
     @property
     def count(self) -> int:
@@ -169,7 +175,17 @@ class ManyPairing(Pairing):
 
         require_gradient(reached)
         roots = torch.ones_like(reached).expand(tape.count, *reached.shape)
-        return list(torch.func.vmap(back)(roots))
+        _functorch._set_vmap_fallback_warning_enabled(False)
+        try:
+            return list(torch.func.vmap(back)(roots))
+        except ArgumentError:
+            raise
+        except RuntimeError as error:  # an operator's backward that vmap does not serve
+            if is_out_of_memory(error):
+                raise
+            raise Unpairable from error
+        finally:
+            _functorch._set_vmap_fallback_warning_enabled(True)
 
     def _change(self, block: Block, recorded: Recorded, reached: Tensor, count: int) -> Tensor:
         """f(example) - f(baseline) for every baseline, of which every example has its own target: [count, B]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..plan.spec import Fold
-from ..rules.tape import Tape, Unpairable
+from ..rules.tape import Overwritten, Tape, Unpairable
 from .batch import Block, Tensors
 from .gradients import differentiate
 from .values import completeness_gap
@@ -18,8 +19,9 @@ from .values import completeness_gap
 if TYPE_CHECKING:
     from .run import Job
 
-# Models in which a tensor's rows cannot be told by its shape: they run a baseline row for every example.
+# Models of which tensors cannot be paired with those of shared baselines, and models that write over tensors.
 _unpairable: WeakSet[Any] = WeakSet()
+_overwriting: WeakSet[Any] = WeakSet()
 
 
 @dataclass(slots=True)
@@ -33,11 +35,13 @@ class Recorded:
 class Pairing:
     """The evaluations of one job in which each example has one baseline."""
 
-    __slots__ = ("_common", "_job")
+    __slots__ = ("_apart", "_common", "_copies", "_job")
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._common: Recorded | None = None  # the baselines that all blocks share
+        self._apart = _remembers(_unpairable, job.model.key)
+        self._copies = _remembers(_overwriting, job.model.key)
 
     @property
     def count(self) -> int:
@@ -46,12 +50,21 @@ class Pairing:
 
     def score(self, block: Block, points: int) -> tuple[Tensors, Tensor | None]:
         """Scores of a block's examples, and their deltas if wanted; points: most baselines at once."""
-        try:
-            return self._score(block, points)
-        except Unpairable:
-            _unpairable.add(self._job.model.key)
-            self._common = None
-            return self._score(block, points)
+        for _ in range(2):
+            try:
+                return self._score(block, points)
+            except Unpairable:
+                self._apart = True
+                _remember(_unpairable, self._job.model.key)
+            except Overwritten:
+                self._copies = True
+                _remember(_overwriting, self._job.model.key)
+            self.forget()
+        return self._score(block, points)
+
+    def forget(self) -> None:
+        """Baselines that were kept run again."""
+        self._common = None
 
     def _score(self, block: Block, points: int) -> tuple[Tensors, Tensor | None]:
         job = self._job
@@ -103,11 +116,11 @@ class Pairing:
             job.plan.rule.function is not None
             or job.model.high is not None
             or block.batch.has_travelling_extra()
-            or job.model.key in _unpairable
+            or self._apart
         )
 
     def record(self, at: Tensors, extra: tuple[Any, ...], rows: int, each: int = 0) -> Recorded:
-        tape = Tape(self._job.model.rows(rows), each)
+        tape = Tape(self._job.model.rows(rows), each, copies=self._copies)
         out = self._job.evaluate(at, extra, rows, tape, recording=True)
         if self._job.plan.rule.function is None:
             self._job.arguments.target.check(out)
@@ -144,3 +157,15 @@ class Pairing:
         if job.plan.rule.function is not None and job.arguments.target.raw is None and not job.wants_delta:
             return out  # a function that explains something else than the output
         return job.arguments.target.pick(out, block.target_rows(count, out.device))
+
+
+def _remember(models: WeakSet[Any], key: Any) -> None:
+    with suppress(TypeError):  # a callable that cannot be referred to weakly
+        models.add(key)
+
+
+def _remembers(models: WeakSet[Any], key: Any) -> bool:
+    try:
+        return key in models
+    except TypeError:
+        return False

@@ -15,11 +15,12 @@ from ..plan import points as draw
 from ..plan.arguments import Arguments, normalise
 from ..plan.chunks import even
 from ..plan.spec import PLAIN, Call, Fold, Gradient, Line, Noise, Once, Other, Pair, RandomLine, Relevance
+from ..rules.reach import check_reach
 from ..rules.tape import Tape
 from ..rules.turn import Ruled, is_ruled, ruled
 from ..settings import Settings, current
 from .batch import Baselines, Batch, Block, Tensors
-from .first import PathSum, has_old_hooks, nodes, stops
+from .first import PathSum, may_stop, nodes, stops
 from .gradients import differentiate
 from .many import ManyPairing
 from .model import bare, check_rows, keeps_rows_apart, uncompiled, view
@@ -268,14 +269,13 @@ class Job:
         return tuple([None if s is None else s.result() for s in sums])
 
     def _may_stop(self, line: Line) -> bool:
-        """Whether the way back may stop at first convolutions: there are some to expect, and nobody set the rows.
+        """Whether the way back may stop at first convolutions: it gains by that, and nobody set the rows.
 
         A sum at a convolution's output takes more memory than one at its input.
         """
         if line.n_steps == 1 or self.plan.rule is not PLAIN or self.arguments.max_rows or self.settings.max_rows:
             return False
-        images = any(x is not None and x.dim() > 2 for x in self.arguments.inputs)
-        return images and not has_old_hooks(self.model.key)
+        return may_stop(self.model.key, self.arguments.inputs, line.n_steps)
 
     def _step(
         self, at: Tensors, block: Block, points: int, sums: Sequence[PathSum] = ()
@@ -299,6 +299,8 @@ class Job:
             out = self.model(given, extra, rows)
         if out.dim() == 0 or out.shape[0] != rows:
             self._check_rows(out, rows)
+        if not recording:
+            check_reach(self.plan.rule, self.model.key, out)
         return out
 
     def _fused_step(

@@ -27,6 +27,7 @@ class Step:
     tape: Tape
     entry: Entry
     eps: float
+    autocast: tuple[str, torch.dtype] | None = None
     slope: Tensor | None = None
     value: Any = None
 
@@ -44,7 +45,7 @@ class _Change(torch.autograd.Function):
         y = step.value
         step.value = None
         outputs = y if isinstance(y, tuple) else (y,)
-        ctx.mark_non_differentiable(*[t for t in outputs if not t.is_floating_point()])
+        ctx.mark_non_differentiable(*[t for t in outputs if not (t.is_floating_point() or t.is_complex())])
         return y
 
     @staticmethod
@@ -53,6 +54,13 @@ class _Change(torch.autograd.Function):
         if all(g is None for g in gradients):
             return (None,) * (1 + len(xs))
         step = ctx.step
+        if step.autocast is not None:
+            with torch.autocast(step.autocast[0], dtype=step.autocast[1]):
+                return _Change._back(step, xs, gradients)
+        return _Change._back(step, xs, gradients)
+
+    @staticmethod
+    def _back(step: Step, xs: Tensors, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         refs = tuple([step.pair(ref, x) for ref, x in zip(step.entry.tensors, xs, strict=True)])
         found = step.back(step, gradients, xs, refs)
         return (None, *[g if g is None else g.to(x.dtype) for g, x in zip(found, xs, strict=True)])
@@ -80,7 +88,10 @@ def change(
         tape.record(op, xs, call, constant)
         with below():
             return call(*xs)
-    step = Step(call, back, tape, entry or tape.next(op, xs), running.rule.eps)
+    step = Step(call, back, tape, entry or tape.next(op, xs), running.rule.eps, _autocast(xs[0].device.type))
+    if tape.copies:
+        with below():
+            xs = tuple([x.clone() for x in xs])
     with below():
         if sloped:
             step.value, step.slope = with_slope(call, xs[0])
@@ -101,6 +112,11 @@ def with_slope(call: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         (slope,) = run_backward(y, torch.ones_like(y), (at,))
     assert slope is not None
     return y.detach(), slope
+
+
+def _autocast(device: str) -> tuple[str, torch.dtype] | None:
+    """The autocast that an operator runs in: its backward evaluates it again."""
+    return (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
 
 
 def _detached(y: Any) -> Any:

@@ -53,7 +53,10 @@ def _back(step: Step, gradients: tuple[Tensor | None, ...], xs: Tensors, refs: T
         y = step.call(x)
         # The baselines' other arguments may have rows, too: all of theirs are evaluated, then paired.
         y_ref = step.pair(step.entry.call(step.entry.tensors[0]), y)
-    return (rescale(g, x, ref, y, y_ref, step.slope, step.eps),)
+    slope = step.slope
+    if y.dtype != x.dtype:  # the constant operand is more precise
+        x, ref, slope = x.to(y.dtype), ref.to(y.dtype), None if slope is None else slope.to(y.dtype)
+    return (rescale(g, x, ref, y, y_ref, slope, step.eps),)
 
 
 def with_constant(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], place: int) -> Any:

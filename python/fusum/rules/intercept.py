@@ -70,7 +70,7 @@ class Table:
         name = schema.name.rpartition("::")[2]
         in_place = schema.is_mutable and name.endswith("_") and not name.endswith("__")
         base = name[:-1] if in_place else name
-        if base in self.plain or _is_view(schema):
+        if base in self.plain or _is_view(schema) or torch.Tag.inplace_view in op.tags:
             return Action.PLAIN, None
         if base in self.handlers:
             handler = _in_place(base) if in_place else self.handlers[base]
@@ -136,11 +136,14 @@ def follow(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if running is None:
         raise RuntimeError(f"forward_func: calls {op} in a thread of its own; expected it in the thread that explains")
     handler = running.table.find(op)[1]
-    try:
-        return handler(running, op, args, kwargs)
-    except Exception as error:
-        running.error = running.error or error
-        raise
+    if running.error is None:
+        try:
+            return handler(running, op, args, kwargs)
+        except Exception as error:
+            # Raised when the forward is over: TorchScript's interpreter may crash on what an operator raises.
+            running.error = error
+    with below():
+        return op(*args, **kwargs)
 
 
 def _detached(a: Any) -> Any:

@@ -82,11 +82,10 @@ class on:
         else:
             self._guard.__exit__(kind, error, trace)
         state.current = self._outer
-        if self._pass is None or error is None:
+        if self._pass is None or (error is not None and not isinstance(error, Exception)):
             return
-        # TorchScript makes a RuntimeError of whatever an operator raises.
         own = self._pass.error or (self._pass.tape.failure() if self._pass.tape is not None else None)
-        if own is not None and own is not error:
+        if own is not None:
             raise own from None
 
 

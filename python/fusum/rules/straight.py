@@ -17,7 +17,6 @@ from .change import Step, Tensors, change
 from .state import Pass, varies
 
 _NODES = 32
-_warned: set[str] = set()
 
 
 def product(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -29,8 +28,8 @@ def line(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """Any differentiable operator; says so once for each, as only a closed form is exact for all of them."""
     if current().strict:
         raise StrictError(f"strict: DeepLift has no rule for {op}: its gradient would be averaged along a line")
-    if op.name() not in _warned:
-        _warned.add(op.name())
+    if running.recording and running.tape is not None and op.name() not in running.tape.named:
+        running.tape.named.add(op.name())
         warnings.warn(
             f"DeepLift has no rule for {op}: its gradient is averaged along the line from baselines to inputs",
             UserWarning,

@@ -15,7 +15,11 @@ _functorch: Any = torch._C._functorch
 
 
 class Unpairable(Exception):
-    """A tensor whose rows cannot be told apart by its shape: run a baseline row for every example instead."""
+    """Tensors of examples and of shared baselines that cannot be paired: run a baseline row for every example."""
+
+
+class Overwritten(Exception):
+    """A tensor that the model writes over after an operator took it: keep copies."""
 
 
 @dataclass(slots=True)
@@ -46,16 +50,18 @@ class Tape:
     first: int = 0
     count: int = 1
     level: int = 0
+    copies: bool = False
+    named: set[str] = field(default_factory=set)  # operators that a warning has named
     native: Any = None  # the compiled rules' part
 
     def __post_init__(self) -> None:
         if ops.compiled is not None:
             self.native = ops.compiled.Tape(self.references)
-            self.native.each = self.each
+            self.native.each, self.native.copies = self.each, self.copies
 
     def record(self, op: Any, tensors: tuple[Tensor, ...], call: Any, constant: Tensor | None) -> None:
         """Keep an operator's tensors."""
-        kept = tuple([t.detach() for t in tensors])
+        kept = tuple([t.detach().clone() if self.copies else t.detach() for t in tensors])
         self.entries.append(Entry(op, kept, tuple([t._version for t in kept]), call, constant))
 
     def start(self, examples: int) -> None:
@@ -80,27 +86,27 @@ class Tape:
         """The entry for the operator that the examples have reached, its tensors checked against theirs."""
         entry = self.entries[self.at] if self.at < len(self.entries) else None
         if entry is None or entry.op is not op or len(entry.tensors) != len(tensors):
-            raise _elsewhere(op, "another operator" if entry else "no operator")
+            raise self._elsewhere(op, "another operator" if entry else "no operator")
         self.at += 1
         for x, ref, version in zip(tensors, entry.tensors, entry.versions, strict=True):
             if ref._version != version:
-                raise ArgumentError(
-                    f"forward_func: an operator after {op} writes over its input in place; expected it not to"
-                )
+                raise Overwritten
             self._check(op, x.shape, ref.shape)
         return entry
 
     def finish(self) -> None:
         """After the examples' forward."""
         if self.at != len(self.entries):
-            raise _elsewhere(self.entries[self.at].op, "no operator")
+            raise self._elsewhere(self.entries[self.at].op, "no operator")
         if self.native is not None and not self.native.finished:
-            raise _elsewhere("relu", "no operator")
+            raise self._elsewhere("relu", "no operator")
 
     def failure(self) -> Exception | None:
         """Why the compiled part stopped the forward, if it did."""
         if self.native is None or not self.native.failure:
             return None
+        if self.native.overwritten:
+            return Overwritten()
         return Unpairable() if self.native.unpairable else ArgumentError(self.native.failure)
 
     @property
@@ -112,10 +118,17 @@ class Tape:
         if x == ref:
             return
         differ = [(a, b) for a, b in zip(x, ref, strict=False) if a != b]
-        if len(x) != len(ref) or self.together or len(differ) != 1:
-            raise _elsewhere(op, f"a tensor of shape {tuple(ref)}, not {tuple(x)},")
-        if differ[0] != (self.examples, self.references):
-            raise Unpairable
+        if len(x) != len(ref) or self.together or differ != [(self.examples, self.references)]:
+            raise self._elsewhere(op, f"a tensor of shape {tuple(ref)}, not {tuple(x)},")
+
+    def _elsewhere(self, op: Any, found: str) -> Exception:
+        """Only row by row is it told that the two differ by more than their rows."""
+        if not self.together:
+            return Unpairable()
+        return ArgumentError(
+            f"forward_func: took another way for baselines than for inputs: {found} where {op} was; expected the same "
+            "operators on tensors of the same shape"
+        )
 
     def pair(self, ref: Tensor, x: Tensor) -> Tensor:
         """ref so that it broadcasts against x, and stands for each baseline of a vmapped backward."""
@@ -130,13 +143,6 @@ class Tape:
         else:
             part = ref.narrow(dim, self.first, self.count).movedim(dim, 0).unsqueeze(dim + 1)
         return _functorch._add_batch_dim(part, 0, self.level)  # type: ignore[no-any-return]
-
-
-def _elsewhere(op: Any, found: str) -> ArgumentError:
-    return ArgumentError(
-        f"forward_func: took another way for baselines than for inputs: {found} where {op} was; expected the same "
-        "operators on tensors of the same shape"
-    )
 
 
 def rescale(
