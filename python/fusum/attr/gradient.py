@@ -69,7 +69,7 @@ class InputXGradient(GradientAttribution):
         return True
 
 
-class _FromBaselines(GradientAttribution):
+class FromBaselines(GradientAttribution):
     """Methods on the way from baselines to inputs: complete, and global or local attributions by choice."""
 
     def __init__(self, forward_func: Callable[..., Any], multiply_by_inputs: bool = True) -> None:
@@ -89,7 +89,7 @@ class _FromBaselines(GradientAttribution):
         return self._multiply_by_inputs
 
 
-class IntegratedGradients(_FromBaselines):
+class IntegratedGradients(FromBaselines):
     """The gradient averaged along the straight line from baselines to inputs (Sundararajan et al., 2017).
 
     Arguments:
@@ -132,7 +132,7 @@ class IntegratedGradients(_FromBaselines):
         )
 
 
-class GradientShap(_FromBaselines):
+class GradientShap(FromBaselines):
     """Expected gradients over random baselines and random points on the way from them (Lundberg and Lee, 2017).
 
     Arguments:

@@ -13,6 +13,7 @@ from ..errors import ArgumentError, ArgumentTypeError
 from ..plan.propagation import Alpha1_Beta0_Rule, EpsilonRule, GammaRule, IdentityRule, PropagationRule, as_rule
 from ..plan.spec import Call, Fold, Guided, Once, Pair, Plan, Relevance, Rescale
 from .base import GradientAttribution, attribution, no_future
+from .gradient import FromBaselines
 
 __all__ = [
     "LRP",
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 
-class DeepLift(GradientAttribution):
+class DeepLift(FromBaselines):
     """Changes from baselines to inputs, shared out by the multipliers of each operator (Shrikumar et al., 2017).
 
     Arguments:
@@ -38,10 +39,9 @@ class DeepLift(GradientAttribution):
     """
 
     def __init__(self, model: Callable[..., Any], multiply_by_inputs: bool = True, eps: float = 1e-10) -> None:
-        GradientAttribution.__init__(self, model)
+        FromBaselines.__init__(self, model, multiply_by_inputs)
         self.model = model
         self.eps = eps
-        self._multiply_by_inputs = multiply_by_inputs
 
     @attribution
     def attribute(
@@ -76,20 +76,9 @@ class DeepLift(GradientAttribution):
     def _call(
         self, points: Pair, inputs: Any, baselines: Any, target: Any, extra: Any, wants_delta: bool, custom: Any
     ) -> Call:
-        fold = Fold.TIMES_CHANGE if self._multiply_by_inputs else Fold.GRADIENT
-        plan = Plan(points, fold if custom is None else _custom(custom), Rescale(self.eps, self._rule.function))
+        fold = self._fold if custom is None else _custom(custom)
+        plan = Plan(points, fold, Rescale(self.eps, self._rule.function))
         return Call(plan, self.model, inputs, baselines, target, extra, None, wants_delta, has_baselines=True)
-
-    attribute_future = no_future
-
-    def has_convergence_delta(self) -> bool:
-        """Whether the method can return a convergence delta: it can."""
-        return True
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Whether scores are multiplied by input minus baseline."""
-        return self._multiply_by_inputs
 
 
 class DeepLiftShap(DeepLift):
