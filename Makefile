@@ -3,11 +3,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test bench cpp lint gpu docs clean
+.PHONY: demo text test bench cpp lint gpu docs clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TEST_ARGS ?=
+TEST_JOBS ?= 2
 BENCH_ARGS ?=
 export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
@@ -25,11 +26,15 @@ demo: $(STAMP)/kernels $(STAMP)/viz
 	$(call say,demo: train - save - load - explain - check - draw; results go to demo_out/)
 	$(PY) -u examples/digits.py
 
+text: $(STAMP)/kernels $(STAMP)/text
+	$(call say,text: load a sentence encoder - explain - save - explain the file - check - draw; results go to demo_out/)
+	$(PY) -u examples/text.py
+
 test: $(STAMP)/kernels $(STAMP)/test
 	$(call say,pytest)
-	$(PY) -m pytest $(TEST_ARGS)
+	$(PY) -m pytest -n $(TEST_JOBS) $(TEST_ARGS)
 	$(call say,pytest of the rules without compiled kernels: the interception in pure Python)
-	FUSUM_BACKEND=reference $(PY) -m pytest $(TEST_ARGS) tests/test_deeplift.py tests/test_deeplift_shap.py \
+	FUSUM_BACKEND=reference $(PY) -m pytest -n $(TEST_JOBS) $(TEST_ARGS) tests/test_deeplift.py tests/test_deeplift_shap.py \
 	  tests/test_guided.py tests/test_lrp.py tests/test_rules_threads.py
 
 bench: $(STAMP)/kernels $(STAMP)/bench
@@ -98,7 +103,7 @@ $(STAMP)/kernels: $(STAMP)/package $(KERNEL_SOURCES)
 	touch $@
 
 # The extras of the installed fusum: pip finds it installed and fetches only what is missing.
-$(addprefix $(STAMP)/,viz test bench lint docs): $(STAMP)/%: pyproject.toml | $(STAMP)/package
+$(addprefix $(STAMP)/,viz text test bench lint docs): $(STAMP)/%: pyproject.toml | $(STAMP)/package
 	$(call say,installing what fusum[$*] needs)
 	$(PIP) 'fusum[$*]'
 	touch $@

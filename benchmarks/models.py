@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 DLRM_DENSE, DLRM_SPARSE, DLRM_WIDTH = 13, 26, 16
+BERT_WORDS, BERT_TOKENS = 30522, 96
 
 
 def perceptron(*widths: int) -> nn.Sequential:
@@ -38,11 +39,15 @@ class Dlrm(nn.Module):
         self.top = perceptron(DLRM_WIDTH + len(row), 512, 256, 1)
         self.register_buffer("pairs", row * vectors + column)
 
-    def forward(self, dense: Tensor, *sparse: Tensor) -> Tensor:
+    def interact(self, dense: Tensor, *sparse: Tensor) -> Tensor:
+        """What the top MLP takes."""
         bottom = self.bottom(dense)
         vectors = torch.stack((bottom, *sparse), dim=1)
         dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, self.pairs)
-        return torch.sigmoid(self.top(torch.cat((bottom, dots), dim=1)))
+        return torch.cat((bottom, dots), dim=1)
+
+    def forward(self, dense: Tensor, *sparse: Tensor) -> Tensor:
+        return torch.sigmoid(self.top(self.interact(dense, *sparse)))
 
 
 class Cnn(nn.Module):
@@ -69,7 +74,10 @@ class Cnn(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+    """Two 3x3 convolutions and a shortcut.
+
+    All ReLUs are modules, since captum's guided backpropagation knows no others.
+    """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -83,9 +91,11 @@ class BasicBlock(nn.Module):
         self.shortcut = nn.Sequential()
         if stride != 1 or channels != width:
             self.shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.residual(x) + self.shortcut(x))
+        out: Tensor = self.relu(self.residual(x) + self.shortcut(x))
+        return out
 
 
 def resnet18() -> nn.Module:
@@ -105,6 +115,30 @@ def resnet18() -> nn.Module:
         nn.Flatten(),
         nn.Linear(512, 1000),
     )
+
+
+class Bert(nn.Module):
+    """BERT-mini with a head of two classes: token ids and their mask, [B, T] each -> [B, 2].
+
+    Turc et al., "Well-Read Students Learn Better" (2019). captum takes no outputs but tensors.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertForSequenceClassification  # no other model needs it
+
+        config = BertConfig(
+            vocab_size=BERT_WORDS,
+            hidden_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=1024,
+        )
+        self.classifier = BertForSequenceClassification(config)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(tokens, attention_mask=mask).logits
+        return logits
 
 
 def build(model: Callable[[], nn.Module], device: str, scripted: bool = False) -> nn.Module:
@@ -140,3 +174,19 @@ def clicks(rows: int) -> Callable[[str], tuple[Tensor, ...]]:
     """Inputs of `Dlrm`: dense features [rows, 13] and 26 sparse vectors [rows, 16]."""
     widths = (DLRM_DENSE, *[DLRM_WIDTH] * DLRM_SPARSE)
     return lambda device: tuple(draw(rows, width, device=device, seed=1 + i) for i, width in enumerate(widths))
+
+
+def sentences(count: int) -> Callable[[str], tuple[Tensor, ...]]:
+    """Inputs of `Bert`: token ids [count, 96]."""
+
+    def draw_tokens(device: str) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(1)
+        return (torch.randint(1, BERT_WORDS, (count, BERT_TOKENS), generator=generator).to(device),)
+
+    return draw_tokens
+
+
+def sentence_mask(count: int) -> Callable[[str], Tensor]:
+    """The mask of `sentences`, [count, 96]: each is an eighth shorter than the one before."""
+    lengths = [BERT_TOKENS - i * BERT_TOKENS // 8 for i in range(count)]
+    return lambda device: (torch.arange(BERT_TOKENS) < torch.tensor(lengths)[:, None]).long().to(device)

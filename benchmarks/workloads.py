@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import ideal, ideal_rules, models
+from . import ideal, ideal_layers, ideal_rules, models
 
 Tensors = tuple[Tensor, ...]
 
@@ -21,7 +21,7 @@ class Workload:
         model: builds the model; see models.py.
         inputs: builds the inputs for a device.
         method: builds the method from a library (`fusum.attr` or `captum.attr`) and the model.
-        ideal: the same work by hand; see ideal.py and ideal_rules.py.
+        ideal: the same work by hand; see ideal.py, ideal_rules.py and ideal_layers.py.
         arguments: keyword arguments of `attribute` and of `ideal`.
         settings: captum's chunk settings to choose the best from, beside its default.
         rows: the ideal's chunks to choose the best from.
@@ -96,6 +96,11 @@ def relevance(attr: ModuleType, model: nn.Module) -> Any:
     return attr.LRP(model)
 
 
+def at_layer(method: str, layer: str) -> Callable[[ModuleType, nn.Module], Any]:
+    """A method of a layer, by their names."""
+    return lambda attr, model: getattr(attr, method)(model, model.get_submodule(layer))
+
+
 def mlp_ig(name: str, rows: int, over_best: float, scripted: bool = False) -> Workload:
     """Integrated gradients of the MLP on some rows."""
     return Workload(
@@ -160,6 +165,30 @@ def cnn_rule(
         (4, 8, 16),
         over_best=over_best,
         near_ideal=1.3,
+    )
+
+
+def resnet18_layer(
+    name: str,
+    method: str,
+    layer: int,
+    loop: Callable[[ideal_layers.Cut], Callable[..., Tensors]],
+    over_best: float,
+    arguments: Mapping[str, Any],
+    settings: tuple[Mapping[str, int], ...] = (),
+    rows: tuple[int, ...] = (1,),
+) -> Workload:
+    """A method of what a module of ResNet-18 returns, on one image of 128 x 128."""
+    return Workload(
+        name,
+        models.resnet18,
+        models.images(1, 128),
+        at_layer(method, str(layer)),
+        loop(ideal_layers.chain(layer + 1)),
+        arguments,
+        settings,
+        rows,
+        over_best=over_best,
     )
 
 
@@ -244,4 +273,51 @@ WORKLOADS = (
     ),
     cnn_rule("cnn_guided_backprop", guided, ideal_rules.guided_backprop, over_best=1.15),
     cnn_rule("cnn_lrp", relevance, ideal_rules.lrp, over_best=2.2),
+    Workload(
+        "mlp_layer_conductance",
+        models.mlp,
+        models.features(180),
+        at_layer("LayerConductance", "6"),
+        ideal_layers.conductance(ideal_layers.chain(6)),
+        {"n_steps": 100, "attribute_to_layer_input": True},
+        chunks("internal_batch_size", 1800, 4500, 9000),
+        (1010, 2020, 4545, 9090, 18180),
+        over_best=18,
+    ),
+    Workload(
+        "dlrm_layer_conductance",
+        models.Dlrm,
+        models.clicks(497),
+        at_layer("LayerConductance", "top"),
+        ideal_layers.conductance(ideal_layers.top),
+        {"n_steps": 10, "attribute_to_layer_input": True},
+        chunks("internal_batch_size", 994, 1988, 2982),
+        (506, 1012, 2024, 2739, 5467),
+        over_best=1.3,
+    ),
+    resnet18_layer(
+        "resnet18_layer_ig",
+        "LayerIntegratedGradients",
+        11,
+        ideal_layers.integrated_gradients,
+        6.5,
+        {"n_steps": 20, "target": 3},
+        chunks("internal_batch_size", 2, 4, 5, 10),
+        (1, 5, 10, 20),
+    ),
+    resnet18_layer("resnet18_layer_grad_cam", "LayerGradCam", 11, ideal_layers.grad_cam, 1.0, {"target": 3}),
+    resnet18_layer("resnet18_guided_grad_cam", "GuidedGradCam", 11, ideal_layers.guided_grad_cam, 1.7, {"target": 3}),
+    resnet18_layer("resnet18_layer_activation", "LayerActivation", 7, ideal_layers.activation, 1.0, {}),
+    Workload(
+        "bert_layer_ig",
+        models.Bert,
+        models.sentences(2),
+        at_layer("LayerIntegratedGradients", "classifier.bert.embeddings"),
+        ideal_layers.integrated_gradients(ideal_layers.embeddings),
+        {"n_steps": 30, "target": 1},
+        chunks("internal_batch_size", 4, 10, 20, 30),
+        (4, 6, 10, 12, 20, 30, 60),
+        tensors={"additional_forward_args": models.sentence_mask(2)},
+        over_best=1.0,
+    ),
 )

@@ -16,11 +16,16 @@ from models import Subject, noise, subject
 
 METHODS = ("riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid", "gausslegendre")
 KINDS = ("smoothgrad", "smoothgrad_sq", "vargrad")
+# Formats whose layers are no modules of the subject.
+CONVERTED = (torch.jit.ScriptModule, torch.fx.GraphModule, torch.export.ExportedProgram)
 
 
 @dataclass(frozen=True)
 class Case:
-    """chain: class names, a NoiseTunnel before what it holds. no_peer: why captum is not the measure, if it is not."""
+    """chain: class names, a NoiseTunnel before what it holds. no_peer: why captum is not the measure, if it is not.
+
+    layer: the dotted name of the layer that the class looks at, or names, or None for a class of the inputs.
+    """
 
     name: str
     chain: tuple[str, ...]
@@ -28,6 +33,7 @@ class Case:
     arguments: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     no_peer: str = ""
+    layer: str | list[str] | None = None
 
     @property
     def subject(self) -> Subject:
@@ -35,19 +41,37 @@ class Case:
 
     def keywords(self) -> dict[str, Any]:
         """The arguments of attribute: the subject's where the case has none of its own."""
-        own: dict[str, Any] = {"inputs": self.subject.inputs, "target": self.subject.target}
+        own: dict[str, Any] = {"inputs": self.subject.inputs}
+        if self.has_target:
+            own["target"] = self.subject.target
         if self.subject.extra:
             own["additional_forward_args"] = self.subject.extra
-        if self.chain[-1] in ("GradientShap", "DeepLiftShap"):
+        if self.chain[-1].endswith("Shap"):
             own["baselines"] = self.subject.distribution
         return {**own, **self.arguments}
 
+    @property
+    def has_target(self) -> bool:
+        """Whether the output is explained, and not a layer's values or a neuron."""
+        name = self.chain[-1]
+        return name == "NeuronConductance" or not (name == "LayerActivation" or name.startswith("Neuron"))
+
     def explainer(self, attr: ModuleType, forward: Callable[..., Any] | None = None) -> Any:
         """The object to ask, of fusum's or captum's attr."""
-        method = getattr(attr, self.chain[-1])(self.subject.module if forward is None else forward, **self.options)
+        forward = self.subject.module if forward is None else forward
+        layers = [] if self.layer is None else [self._layers_of(forward)]
+        method = getattr(attr, self.chain[-1])(forward, *layers, **self.options)
         for name in self.chain[-2::-1]:
             method = getattr(attr, name)(method)
         return method
+
+    def _layers_of(self, forward: Callable[..., Any]) -> Any:
+        """The layers themselves, or their names where the model was converted."""
+        if isinstance(forward, CONVERTED):
+            return self.layer
+        module = self.subject.module
+        find = (forward if type(forward) is type(module) else module).get_submodule
+        return [find(name) for name in self.layer] if isinstance(self.layer, list) else find(self.layer or "")
 
     def attribute(self, attr: ModuleType, forward: Callable[..., Any] | None = None, **changes: Any) -> Any:
         """The result, from fixed seeds."""

@@ -48,6 +48,11 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def tokens(*shape: int, most: int = 20, seed: int = 0) -> Tensor:
+    """Ids from 1 on; 0 is left for references."""
+    return torch.randint(1, most, shape, generator=torch.Generator().manual_seed(seed))
+
+
 class Mlp(nn.Sequential):
     def __init__(self, features: int = 8, outputs: int = 3, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__(nn.Linear(features, 16), activation(), nn.Linear(16, 8), activation(), nn.Linear(8, outputs))
@@ -173,6 +178,143 @@ class Optional(nn.Module):
         return self.body(a if b is None else a + b)
 
 
+class Skip(nn.Module):
+    """Convolutions around which a skip connection leads; modules only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act1 = nn.Conv2d(1, 3, 3, padding=1), nn.ReLU()
+        self.inner, self.act2 = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()
+        self.pool, self.body, self.act3, self.head = nn.AvgPool2d(2), nn.Linear(27, 5), nn.ReLU(), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.act1(self.stem(x))
+        hidden = self.act2(self.inner(hidden)) + hidden
+        return self.head(self.act3(self.body(self.pool(hidden).flatten(1))))
+
+
+class Joined(nn.Module):
+    """Takes two inputs and a row of scale for each example; modules only, but for what is linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(8, 3)
+        self.tanh, self.relu = nn.Tanh(), nn.ReLU()
+
+    def forward(self, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+        hidden = torch.cat([self.tanh(self.first(a)), self.relu(self.second(b.flatten(1)))], 1)
+        return self.head(hidden) * scale
+
+
+class Twice(nn.Module):
+    """Calls one of its layers twice, in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.act1, self.act2, self.head = nn.Linear(8, 8), nn.Tanh(), nn.Tanh(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act2(self.inner(self.act1(self.inner(x)))))
+
+
+class Siamese(nn.Module):
+    """Calls one of its layers twice, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.act1, self.act2, self.head = nn.Linear(4, 6), nn.Tanh(), nn.Tanh(), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x[:, :4], x[:, 4:]
+        return self.head(self.act1(self.inner(first)) - 2 * self.act2(self.inner(second)))
+
+
+class Embedded(nn.Module):
+    """Token ids, and ids of their kinds, in two embedding layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.kinds = nn.Embedding(20, 5), nn.Embedding(3, 5)
+        self.body, self.act, self.head = nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)
+
+    def forward(self, words: Tensor, kinds: Tensor) -> Tensor:
+        return self.head(self.act(self.body(self.words(words) + self.kinds(kinds))).mean(1))
+
+
+class Compared(nn.Module):
+    """Two rows of token ids in one embedding layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.body, self.head = nn.Embedding(20, 4), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(self.words(a).mean(1)) * self.body(self.words(b).mean(1))))
+
+
+class Recurrent(nn.Module):
+    """A layer that returns a tuple, in which not all tensors have their rows first."""
+
+    def __init__(self, layer: nn.LSTM | nn.GRU) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(6, 3)
+
+
+class Lstm(Recurrent):
+    def __init__(self) -> None:
+        super().__init__(nn.LSTM(4, 6, num_layers=2, batch_first=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, (h, c) = self.layer(x)
+        return self.head(torch.tanh(out.mean(1) + h[-1] * c[0] + h[0]))
+
+
+class Gru(Recurrent):
+    def __init__(self) -> None:
+        super().__init__(nn.GRU(4, 6, num_layers=2, batch_first=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, h = self.layer(x)
+        return self.head(torch.tanh(out.mean(1) + h[-1] * h[0]))
+
+
+class Merged(nn.Module):
+    """A layer that sees the tokens of all examples as rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.inner(x.flatten(0, 1)))
+        return self.head(hidden.view(x.shape[0], x.shape[1], 6).mean(1))
+
+
+class Overwriting(nn.Module):
+    """Layers that write over what they take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act1 = nn.Linear(8, 8), nn.ReLU(inplace=True)
+        self.inner, self.act2, self.head = nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act2(self.inner(self.act1(self.stem(x)))))
+
+
+class Backbone(nn.Module):
+    """Turns gradients off around its first layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.act, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            hidden = self.inner(self.stem(x))
+        return self.head(self.act(hidden))
+
+
 class Recorder(nn.Module):
     """Notes how many rows each call of a model sees; refuses, as a full memory would, more than capacity of them."""
 
@@ -223,6 +365,17 @@ _BUILDERS: dict[str, Callable[[], Subject]] = {
     "in_a_namedtuple": lambda: _wrapped(lambda out: Pair(out, 2 * out)),
     "in_an_object": lambda: _wrapped(lambda out: SimpleNamespace(loss=None, logits=out)),
     "ignores": _ignores,
+    "skip": lambda: Subject(Skip(), noise(4, 1, 6, 6), 2),
+    "joined": lambda: Subject(Joined(), (noise(4, 6), noise(4, 2, 3, seed=1)), 1, (noise(4, 1, seed=2).abs() + 1,)),
+    "twice": lambda: Subject(Twice(), noise(5, 8), 1),
+    "siamese": lambda: Subject(Siamese(), noise(5, 8), 1),
+    "embedded": lambda: Subject(Embedded(), (tokens(4, 6), tokens(4, 6, most=3, seed=1)), 1),
+    "compared": lambda: Subject(Compared(), (tokens(4, 6), tokens(4, 3, seed=1)), 1),
+    "lstm": lambda: Subject(Lstm(), noise(5, 3, 4), 1),
+    "gru": lambda: Subject(Gru(), noise(5, 3, 4), 1),
+    "merged": lambda: Subject(Merged(), noise(5, 3, 4), 1),
+    "overwriting": lambda: Subject(Overwriting(), noise(5, 8), 1),
+    "backbone": lambda: Subject(Backbone(), noise(5, 8), 1),
     "optional": lambda: Subject(Optional(), (noise(4, 6), None), 1),
 }
 NAMES = tuple(_BUILDERS)

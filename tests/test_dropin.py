@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -44,14 +45,20 @@ PLACES = {
     "GradientShap": "captum.attr._core.gradient_shap",
     "InputXGradient": "captum.attr._core.input_x_gradient",
     "NoiseTunnel": "captum.attr._core.noise_tunnel",
+    "LayerConductance": "captum.attr._core.layer.layer_conductance",
+    "NeuronGradient": "captum.attr._core.neuron.neuron_gradient",
+    "GuidedGradCam": "captum.attr._core.guided_grad_cam",
+    "configure_interpretable_embedding_layer": "captum.attr._models.base",
+    "LayerAttribution": "captum.attr._utils.attribution",
     "GradientAttribution": "captum.attr._utils.attribution",
 }
 
 
 def held() -> dict[tuple[str, str], Any]:
-    """Every class that any module of captum holds, by module and name."""
+    """Every class and function that any module of captum holds, by module and name."""
     modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "captum"}
-    return {(m, n): v for m, module in modules.items() for n, v in vars(module).items() if isinstance(v, type)}
+    held = {(m, n): v for m, module in modules.items() for n, v in vars(module).items()}
+    return {place: v for place, v in held.items() if isinstance(v, (type, FunctionType))}
 
 
 def test_every_class_is_there() -> None:
@@ -92,7 +99,7 @@ def test_patch_works_again_after_unpatch() -> None:
 def test_captums_other_classes_still_belong() -> None:
     model = subject("mlp").module
     lift, ablation = captum_attr.DeepLift(model), captum_attr.FeatureAblation(model)
-    layer = captum_attr.LayerIntegratedGradients(model, model[0])
+    layer = captum_attr.LayerFeatureAblation(model, model[0])
     assert isinstance(lift, captum_attr.GradientAttribution)
     assert isinstance(lift, captum_attr.Attribution)
     assert isinstance(ablation, captum_attr.PerturbationAttribution)
@@ -123,6 +130,12 @@ def tunnel_of_a_layer() -> Any:
     return captum_attr.NoiseTunnel(inner).attribute(noise(5, 8), target=1, n_steps=4, nt_samples=2)
 
 
+def tunnel_of_an_ablated_layer() -> Any:
+    model = subject("mlp").module
+    inner = captum_attr.LayerFeatureAblation(model, model[0])
+    return captum_attr.NoiseTunnel(inner).attribute(noise(5, 8), target=1, nt_samples=2)
+
+
 def neuron_target(name: str, **own: Any) -> Callable[[], Any]:
     return layered(name, neuron_selector=3, **own)
 
@@ -143,13 +156,20 @@ CALLS = {
     "NeuronIntegratedGradients": neuron_target("NeuronIntegratedGradients", n_steps=8),
     "NeuronGradientShap": neuron_target("NeuronGradientShap", baselines=BASELINES),
     "NeuronGradient": neuron_target("NeuronGradient"),
-    "NeuronConductance": neuron_target("NeuronConductance", target=1, n_steps=8),
+    "NeuronConductance": neuron_target("NeuronConductance", target=1, n_steps=8, method="gausslegendre"),
     "NeuronDeepLift": neuron_target("NeuronDeepLift"),
     "DeepLift": direct("DeepLift", target=1, return_convergence_delta=True),
     "DeepLiftShap": direct("DeepLiftShap", baselines=BASELINES, target=1),
+    "LayerActivation": layered("LayerActivation"),
+    "LayerGradCam": layered("LayerGradCam", target=1),
+    "LayerLRP": layered("LayerLRP", target=1),
+    "LayerFeatureAblation": layered("LayerFeatureAblation", target=1),
+    "NeuronFeatureAblation": neuron_target("NeuronFeatureAblation"),
+    "NeuronGuidedBackprop": neuron_target("NeuronGuidedBackprop"),
     "FeatureAblation": direct("FeatureAblation", target=1),
     "KernelShap": direct("KernelShap", target=1, n_samples=10),
     "NoiseTunnel-layer": tunnel_of_a_layer,
+    "NoiseTunnel-ablated-layer": tunnel_of_an_ablated_layer,
 }
 
 

@@ -17,6 +17,7 @@ from cases import SHORT, Case, on
 from checkers import assert_refused, untouched
 from fusum import ArgumentError, ArgumentTypeError, TargetError
 from fusum.attr import GradientShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
+from layer_cases import LAYERED_SHORT
 from models import Recorder, noise, subject
 
 X = noise(5, 8)
@@ -286,6 +287,10 @@ def test_the_models_own_errors_pass_through(case: Case, at_call: int, error: Bas
     assert caught.value is error
 
 
+# The way back from a layer does not come by its inputs.
+NEURONS = [case for case in LAYERED_SHORT if case.chain[0].startswith("Neuron")]
+
+
 class FailsBackwards(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -296,7 +301,7 @@ class FailsBackwards(torch.autograd.Function):
         raise ValueError("no way back")
 
 
-@pytest.mark.parametrize("case", on(SHORT))
+@pytest.mark.parametrize("case", on([*SHORT, *NEURONS]))
 def test_an_error_on_the_way_back_passes_through(case: Case) -> None:
     x = X.clone()
     with untouched(subject("mlp").module, x), pytest.raises(ValueError, match="no way back") as caught:

@@ -11,6 +11,7 @@ import torch
 import fusum.attr
 from cases import CASES, SHORT, Case, having, on, seed
 from checkers import assert_same
+from layer_cases import BASELINED, HIDDEN, LAYERED
 from models import noise, subject
 
 # captum warns whenever it sets requires_grad on an input, and more.
@@ -27,7 +28,7 @@ def peer_result(case: Case, **changes: Any) -> Any:
     return case.attribute(captum_attr, case.subject.peer, **changes)
 
 
-@pytest.mark.parametrize("case", on([case for case in CASES if not case.no_peer]))
+@pytest.mark.parametrize("case", on([case for case in [*CASES, *LAYERED] if not case.no_peer]))
 def test_same_numbers(case: Case) -> None:
     assert_same(case.attribute(fusum.attr), peer_result(case))
 
@@ -62,6 +63,19 @@ def test_same_numbers_for_one_number_a_batch() -> None:
 @pytest.mark.parametrize("multiply", [True, False])
 def test_trapezoid_is_captums_with_weights_that_sum_to_one(steps: int, multiply: bool) -> None:
     case = Case("", ("IntegratedGradients",), "smooth", options={"multiply_by_inputs": multiply})
+    assert_scaled_trapezoid(case, steps)
+
+
+NO_DELTA = {"LayerIntegratedGradients": {"return_convergence_delta": False}}
+
+
+# LayerConductance has no weights but the changes themselves.
+@pytest.mark.parametrize("name", [name for name in BASELINED if name != "LayerConductance"])
+def test_trapezoid_of_layers_and_neurons(name: str) -> None:
+    assert_scaled_trapezoid(HIDDEN.case(name, **NO_DELTA.get(name, {})), 5)
+
+
+def assert_scaled_trapezoid(case: Case, steps: int) -> None:
     arguments = {"method": "riemann_trapezoid", "n_steps": steps}
     theirs = case.attribute(captum_attr, **arguments)
     assert_same(case.attribute(fusum.attr, **arguments), theirs * steps / (steps - 1))
@@ -152,9 +166,12 @@ def test_compute_convergence_delta(case: Case) -> None:
     assert_same(*deltas)
 
 
-CLASSES = sorted(name for name in fusum.attr.__all__ if not name.endswith("Rule"))
-# What captum's objects hold while they run.
-WITHIN = {"backward_handles", "forward_handles", "layers", "verbose", "satisfies_attribute_criteria"}
+CLASSES = sorted(name for name in fusum.attr.__all__ if hasattr(getattr(fusum.attr, name), "get_name"))
+# What captum's objects hold while they run, or call themselves.
+WITHIN = {
+    *("backward_handles", "forward_handles", "layers", "verbose", "attribute_to_layer_input"),
+    *("satisfies_attribute_criteria", "multiply_gradient_acts"),
+}
 
 
 def parameters(function: Any) -> list[tuple[str, Any, Any]]:
@@ -170,7 +187,7 @@ def test_same_constructor(name: str) -> None:
 def test_same_attribute_signature(name: str) -> None:
     ours, theirs = getattr(fusum.attr, name).attribute, getattr(captum_attr, name).attribute
     assert parameters(ours) == parameters(theirs)
-    assert parameters(ours.__wrapped__) == parameters(theirs.__wrapped__)
+    assert parameters(ours.__wrapped__) == parameters(getattr(theirs, "__wrapped__", theirs))  # LayerLRP has none
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -182,29 +199,55 @@ def test_same_public_members(name: str) -> None:
     assert parameters(ours.has_convergence_delta) == parameters(theirs.has_convergence_delta)
 
 
+@pytest.mark.parametrize("name", [n for n in fusum.attr.__all__ if n.startswith(("configure", "remove"))])
+def test_same_functions(name: str) -> None:
+    assert parameters(getattr(fusum.attr, name)) == parameters(getattr(captum_attr, name))
+
+
+@pytest.mark.parametrize("name", ["InterpretableEmbeddingBase", "TokenReferenceBase"])
+def test_same_classes_of_embeddings(name: str) -> None:
+    ours, theirs = getattr(fusum.attr, name), getattr(captum_attr, name)
+    own = [member for member, value in vars(theirs).items() if inspect.isfunction(value)]
+    assert own
+    for member in own:
+        assert parameters(getattr(ours, member)) == parameters(getattr(theirs, member))
+
+
 def test_same_delta_signature() -> None:
     ours, theirs = fusum.attr.GradientAttribution, captum_attr.GradientAttribution
     assert parameters(ours.compute_convergence_delta) == parameters(theirs.compute_convergence_delta)
     assert parameters(fusum.attr.LayerAttribution.interpolate) == parameters(captum_attr.LayerAttribution.interpolate)
 
 
-@pytest.mark.parametrize("name", ["IntegratedGradients", "GradientShap", "Saliency", "InputXGradient"])
+BASES = [name for name in CLASSES if name.endswith("Attribution")]
+PROPERTIES = [name for name in CLASSES if name not in (*BASES, "NoiseTunnel")]
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
 @pytest.mark.parametrize("tunnel", [False, True])
 @pytest.mark.parametrize("multiply", [None, True, False])
 def test_same_properties(name: str, tunnel: bool, multiply: bool | None) -> None:
     model = subject("mlp").module
-    takes = "multiply_by_inputs" in inspect.signature(getattr(captum_attr, name).__init__).parameters
-    options = {"multiply_by_inputs": multiply} if takes and multiply is not None else {}
+    takes = inspect.signature(getattr(captum_attr, name).__init__).parameters
+    options: dict[str, Any] = {"layer": model[2]} if "layer" in takes else {}
+    if "multiply_by_inputs" in takes and multiply is not None:
+        options["multiply_by_inputs"] = multiply
     seen = []
     for attr in (fusum.attr, captum_attr):
         explainer = getattr(attr, name)(model, **options)
         explainer = attr.NoiseTunnel(explainer) if tunnel else explainer
-        is_gradient = isinstance(explainer, attr.GradientAttribution)
-        seen.append((explainer.has_convergence_delta(), explainer.multiplies_by_inputs, is_gradient))
+        kinds = [isinstance(explainer, getattr(attr, kind)) for kind in BASES]
+        seen.append((explainer.has_convergence_delta(), explainer.multiplies_by_inputs, kinds))
         assert explainer.forward_func is model
-        with pytest.raises(NotImplementedError, match="attribute_future"):
-            explainer.attribute_future()
+        if isinstance(explainer, (attr.LayerAttribution, attr.NeuronAttribution)):
+            assert explainer.layer is model[2]
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if hasattr(getattr(captum_attr, name), "attribute_future")])
+def test_no_futures(name: str) -> None:
+    with pytest.raises(NotImplementedError, match="attribute_future"):
+        getattr(fusum.attr, name).attribute_future(SHORT[0].explainer(fusum.attr))
 
 
 def test_wrapped_attribute_runs_the_same() -> None:

@@ -20,10 +20,13 @@ from checkers import assert_identical, assert_no_graph, assert_same, flat, untou
 from formats import converted
 from fusum.attr import GradientShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
 from fusum.settings import current
+from layer_cases import BASELINED, GUIDED_CAM, LAYERED_SHORT, ODD, SOMEWHERE
 from models import Recorder, noise, subject
 
+EVERY = [*SHORT, *LAYERED_SHORT]
 
-@pytest.mark.parametrize("case", on(CASES))
+
+@pytest.mark.parametrize("case", on([*CASES, *SOMEWHERE, *ODD, GUIDED_CAM]))
 def test_nothing_is_left_behind(case: Case) -> None:
     tensors = tuple(x for x in case.subject.tensors if x is not None)
     extra = tuple(a for a in case.subject.extra if isinstance(a, Tensor))
@@ -32,7 +35,7 @@ def test_nothing_is_left_behind(case: Case) -> None:
     assert_no_graph(result)
 
 
-@pytest.mark.parametrize("case", on(SHORT))
+@pytest.mark.parametrize("case", on(EVERY))
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 @pytest.mark.parametrize("form", ["eager", "traced"])
 def test_modes(case: Case, mode: Any, form: str) -> None:
@@ -47,7 +50,7 @@ def test_modes(case: Case, mode: Any, form: str) -> None:
             assert_same(found, expected)
 
 
-@pytest.mark.parametrize("case", on(SHORT))
+@pytest.mark.parametrize("case", on(EVERY))
 def test_results_of_inference_mode_can_be_used_outside(case: Case) -> None:
     with torch.inference_mode():
         scores = flat(case.attribute(fusum.attr))[0]
@@ -56,19 +59,19 @@ def test_results_of_inference_mode_can_be_used_outside(case: Case) -> None:
     assert weight.grad is not None
 
 
-@pytest.mark.parametrize("case", on(SHORT))
+@pytest.mark.parametrize("case", on(EVERY))
 def test_baselines_and_targets_made_in_inference_mode(case: Case) -> None:
     with torch.inference_mode():
         target = torch.tensor([0, 1, 2, 0, 1])
         baselines = noise(5, 8, seed=3)
-    keywords: dict[str, Any] = {"target": target}
-    if case.chain[-1] in ("IntegratedGradients", "GradientShap"):
+    keywords: dict[str, Any] = {"target": target} if case.has_target else {}
+    if case.chain[-1].endswith(("IntegratedGradients", "GradientShap")):
         keywords["baselines"] = baselines
     normal = {name: value.clone() for name, value in keywords.items()}
     assert_same(case.attribute(fusum.attr, **keywords), case.attribute(fusum.attr, **normal))
 
 
-@pytest.mark.parametrize("case", on(SHORT))
+@pytest.mark.parametrize("case", on(EVERY))
 def test_inputs_that_require_gradients(case: Case) -> None:
     x = noise(5, 8).requires_grad_()
     leaf = noise(5, 8).requires_grad_()
@@ -83,7 +86,7 @@ def test_inputs_that_require_gradients(case: Case) -> None:
     assert inner.grad_fn is not None
 
 
-@pytest.mark.parametrize("case", on(SHORT))
+@pytest.mark.parametrize("case", on(EVERY))
 def test_scores_do_not_share_memory_with_inputs(case: Case) -> None:
     x = noise(5, 8)
     before = x.clone()
@@ -119,16 +122,19 @@ HALF = {torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
 def dtype_of_scores(case: Case, inputs: torch.dtype) -> torch.dtype:
-    """That of the inputs, but for the sums of IntegratedGradients: of half types they are float32, as captum's are."""
-    return torch.float32 if inputs in HALF and case.chain[-1] == "IntegratedGradients" else inputs
+    """That of the inputs, but for sums along a path: of half types they are float32, as captum's mostly are."""
+    return torch.float32 if inputs in HALF and case.chain[-1] in ("IntegratedGradients", *BASELINED) else inputs
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("case", on([case for case in SHORT if case.name != "GradientShap"]))
+@pytest.mark.parametrize("case", on([case for case in EVERY if not case.chain[-1].endswith("GradientShap")]))
 def test_half_precision(case: Case, dtype: torch.dtype) -> None:
     """The scores are near those of the same rounded inputs in float32; without noise, so that no draw differs."""
-    x, quiet = noise(5, 8).to(dtype), {"stdevs": 0.0} if len(case.chain) > 1 else {}
+    x = noise(5, 8).to(dtype)
+    quiet: dict[str, Any] = {"stdevs": 0.0} if len(case.chain) > 1 else {}
     quiet = {**quiet, "nt_type": "smoothgrad"} if quiet else quiet
+    if "n_steps" in case.arguments:
+        quiet["n_steps"] = 500  # a point may lie on the other side of a ReLU, and none may weigh much
     found = flat(case.attribute(fusum.attr, deepcopy(subject("mlp").module).to(dtype), inputs=x, **quiet))[0]
     full = flat(case.attribute(fusum.attr, inputs=x.float(), **quiet))[0]
     assert found.dtype == dtype_of_scores(case, dtype)
@@ -156,7 +162,7 @@ def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, *HALF])
-@pytest.mark.parametrize("case", on(SHORT))
+@pytest.mark.parametrize("case", on(EVERY))
 def test_dtypes_of_results(case: Case, dtype: torch.dtype) -> None:
     forward = deepcopy(subject("mlp").module).to(dtype)
     result = flat(case.attribute(fusum.attr, forward, inputs=noise(5, 8).to(dtype)))
@@ -164,7 +170,7 @@ def test_dtypes_of_results(case: Case, dtype: torch.dtype) -> None:
     assert all(x.isfinite().all() for x in result)
 
 
-@pytest.mark.parametrize("case", on(SHORT))
+@pytest.mark.parametrize("case", on(EVERY))
 def test_layouts_of_inputs(case: Case) -> None:
     x = noise(5, 8)
     expected = case.attribute(fusum.attr, inputs=x)
@@ -239,7 +245,7 @@ def test_settings_as_a_call_hold_from_then_on() -> None:
     assert current() == outer
 
 
-@pytest.mark.parametrize("case", on(SHORT))
+@pytest.mark.parametrize("case", on(EVERY))
 def test_both_backends_agree(case: Case) -> None:
     with fusum.config(backend="reference"):
         reference = case.attribute(fusum.attr)
@@ -291,7 +297,7 @@ def test_a_function_around_a_model_in_training(case: Case, form: str) -> None:
     assert_same(case.attribute(fusum.attr, forward, inputs=x, **own), expected)
 
 
-@pytest.mark.parametrize("case", on(SHORT))
+@pytest.mark.parametrize("case", on(EVERY))
 def test_explainers_can_be_copied_and_pickled(case: Case) -> None:
     explainer, expected = case.explainer(fusum.attr), case.attribute(fusum.attr)
     for twin in (deepcopy(explainer), pickle.loads(pickle.dumps(explainer))):
@@ -315,7 +321,7 @@ def test_subclasses_inside_and_outside_a_tunnel() -> None:
     assert_same(found, 2 * NoiseTunnel(IntegratedGradients(model)).attribute(x, target=1, nt_samples=3))
 
 
-@pytest.mark.parametrize("case", on(SHORT))
+@pytest.mark.parametrize("case", on(EVERY))
 def test_torchs_default_dtype_changes_nothing_for_float32_inputs(case: Case) -> None:
     try:
         torch.set_default_dtype(torch.float64)

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from functools import wraps
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from . import attr, profile
@@ -36,12 +36,12 @@ def patch() -> None:
             mine.register(theirs)  # captum's other classes still count as, say, GradientAttribution
     for module in _captum_modules():
         for name, value in list(vars(module).items()):
-            if isinstance(value, type) and value in ours and not _is_built_on(value, module, ours):
+            if isinstance(value, (type, FunctionType)) and value in ours and not _is_built_on(value, module, ours):
                 _replaced.append((module, name, value))
                 setattr(module, name, ours[value])
 
 
-def _is_built_on(theirs: type, module: ModuleType, ours: dict[type, type]) -> bool:
+def _is_built_on(theirs: Any, module: ModuleType, ours: dict[Any, Any]) -> bool:
     """Whether a method that stays captum's own inherits from this one, of whose inside it makes use, in its module."""
     classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
     return "attribute" in vars(theirs) and any(theirs in c.__bases__ and c not in ours for c in classes)

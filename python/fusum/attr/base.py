@@ -15,7 +15,7 @@ from .. import profile
 from ..engine.gradients import compute_gradients
 from ..engine.run import convergence_delta, run
 from ..engine.support import why_not_fused
-from ..plan.spec import PLAIN, Call, Fold, Gradient, Once, Plan
+from ..plan.spec import PLAIN, Call, Fold, Gradient, Layer, Once, Plan
 
 P = ParamSpec("P")
 
@@ -43,6 +43,12 @@ def attribution(build: Callable[P, Call]) -> Callable[P, Any]:
 
     vars(attribute)["made"] = attribute
     return attribute
+
+
+def built(method: Any, owner: Any, *args: Any) -> Call:
+    """The Call that method's ``attribute`` builds, for an object that need not be one of method."""
+    call: Call = method.attribute.build(owner, *args)
+    return call
 
 
 def build_of(method: Any) -> Callable[..., Call] | None:
@@ -113,7 +119,8 @@ class GradientAttribution(Attribution):
         Raises:
             ArgumentError: the arguments do not fit each other.
         """
-        points = Plan(Once(), Fold.GRADIENT, Gradient(compute_gradients))
+        where = Layer(self.layer) if isinstance(self, LayerAttribution) else None
+        points = Plan(Once(), Fold.GRADIENT, Gradient(compute_gradients), where=where)
         call = Call(
             points, self.forward_func, end_point, start_point, target, additional_forward_args, has_baselines=True
         )

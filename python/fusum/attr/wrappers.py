@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
-from ..plan.spec import Call, Fold, Noise, Other, Pair, Plan
+from ..plan.spec import Call, Fold, Line, Noise, Other, Pair, Plan
 from ..settings import positive_int
 from .base import Attribution, GradientAttribution, attribution, build_of, no_future
 
@@ -37,7 +38,7 @@ def tunnel(
         if not float(stdev) >= 0:
             raise ArgumentError(f"stdevs: got {stdev}; expected at least 0")
     noise = Noise(nt_type, samples, min(samples, batch), stdevs, draw_baselines)
-    inner.plan = Plan(inner.plan.points, inner.plan.fold, inner.plan.rule, noise)
+    inner.plan = replace(inner.plan, noise=noise)
     return inner
 
 
@@ -101,8 +102,7 @@ class NoiseTunnel(Attribution):
         build = build_of(method)
         if build is not None:
             call = build(method, inputs, **kwargs)
-            # A plan with noise has no place for more; one with many baselines gets as many as captum hands it.
-            if call.plan.noise is None and not (isinstance(call.plan.points, Pair) and call.plan.points.many):
+            if _takes_noise(call):
                 return call
         uncounted = getattr(method.attribute, "__wrapped__", None)
         other = Other(
@@ -117,3 +117,12 @@ class NoiseTunnel(Attribution):
         return Call(Plan(other, Fold.GRADIENT), self.forward_func, inputs)
 
     attribute_future = no_future
+
+
+def _takes_noise(call: Call) -> bool:
+    """Whether a plan may hold the noise: it has none yet, and means by its inputs and baselines what captum does."""
+    points, inputs = call.plan.points, call.inputs if isinstance(call.inputs, tuple) else (call.inputs,)
+    if isinstance(points, Line) and points.inside:
+        # Noise goes to what the layer holds only where the inputs, such as token ids, do not take it.
+        return any(isinstance(x, Tensor) and not x.is_floating_point() for x in inputs)
+    return call.plan.noise is None and not (isinstance(points, Pair) and points.many)

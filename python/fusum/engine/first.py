@@ -132,5 +132,10 @@ def _has_old_hooks(owner: Any) -> bool:
     return any(getattr(m, "_is_full_backward_hook", None) is False for m in modules)
 
 
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype in which many of x are added up."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def _zeros(x: Tensor) -> Tensor:
-    return torch.zeros_like(x, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return torch.zeros_like(x, dtype=wide(x))

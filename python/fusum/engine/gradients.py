@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,14 +54,23 @@ def _takes_arguments(function: Callable[..., Any]) -> bool:
         return True
 
 
-def differentiate(numbers: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients of each of the explained numbers; an unused input gets zeros, but not all of them may be unused."""
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """Which tensors of layers may have no influence: not all of a layer's, unless any; layers: how many each has."""
+
+    layers: tuple[int, ...] = ()
+    any: bool = False
+
+
+def differentiate(
+    numbers: Tensor, inputs: Sequence[Any], keep_graph: bool = False, unused: Unused | None = None
+) -> tuple[Tensor, ...]:
+    """Gradients of each of the explained numbers; zeros for a tensor of no influence, if it may be one."""
+    if unused is not None and not numbers.requires_grad:
+        return filled([None] * len(inputs), inputs, unused)
     require_gradient(numbers)
-    found = run_backward(numbers, torch.ones_like(numbers), inputs)  # one root for autograd, not one a row
-    unused = [g is None for g in found]
-    if True not in unused:
-        return found  # type: ignore[return-value]
-    return filled(found, inputs)
+    found = run_backward(numbers, torch.ones_like(numbers), inputs, keep_graph)  # one root for autograd, not one a row
+    return filled(found, inputs, unused)
 
 
 def require_gradient(numbers: Tensor) -> None:
@@ -73,8 +83,19 @@ def require_gradient(numbers: Tensor) -> None:
         )
 
 
-def filled(found: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients with zeros for unused inputs, which not all may be."""
-    if not [g for g in found if g is not None]:
-        raise ArgumentError("forward_func: its output does not depend on any of inputs; expected it to")
+def filled(
+    found: Sequence[Tensor | None], inputs: Sequence[Tensor], unused: Unused | None = None
+) -> tuple[Tensor, ...]:
+    """Gradients with zeros for tensors of no influence, if they may be."""
+    if unused is None:
+        if not [g for g in found if g is not None]:
+            raise ArgumentError("forward_func: its output does not depend on any of inputs; expected it to")
+    elif not unused.any:
+        start = 0
+        for i, size in enumerate(unused.layers):
+            start += size
+            if not [g for g in found[start - size : start] if g is not None]:
+                which = f"layer {i + 1} of {len(unused.layers)}" if len(unused.layers) > 1 else "it"
+                hint = "grad_kwargs={'allow_unused': True} gives zeros"
+                raise ArgumentError(f"layer: the output does not depend on what {which} holds; expected it to ({hint})")
     return tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)])

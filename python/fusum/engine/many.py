@@ -16,7 +16,7 @@ from ..rules.tape import Tape, Unpairable
 from .batch import Block, Tensors
 from .gradients import filled, require_gradient
 from .memory import is_out_of_memory
-from .pairs import Pairing, Recorded
+from .pairs import Pairing, Reached, Recorded
 from .values import completeness_gap
 
 if TYPE_CHECKING:
@@ -27,9 +27,10 @@ _functorch: Any = torch._C._functorch
 
 @dataclass(slots=True)
 class Part:
-    """Multipliers [n, B, ...] of n baselines; the baselines [n, 1 or B, ...]; f's change [n, B], if wanted."""
+    """Multipliers [n, B, ...] for n baselines; inputs [B, ...]; baselines [n, 1 or B, ...]; f's change [n, B]."""
 
     multipliers: list[Tensor | None]
+    inputs: Tensors
     baselines: list[Tensor | None]
     change: Tensor | None
 
@@ -70,10 +71,11 @@ class ManyPairing(Pairing):
 
     def _mean(self, block: Block, parts: Iterator[Part]) -> tuple[Tensors, Tensor | None]:
         """The mean of the parts' scores, and a delta for each pair, an example's side by side."""
-        totals: list[Tensor | None] = [None] * len(block.inputs)
+        totals: list[Tensor | None] = []
         gaps = []
         for part in parts:
             scores = self._fold_part(block, part)
+            totals = totals or [None] * len(scores)
             for i, s in enumerate(scores):
                 total = totals[i]
                 if s is not None:
@@ -87,7 +89,7 @@ class ManyPairing(Pairing):
 
     def _fold_part(self, block: Block, part: Part) -> list[Tensor | None]:
         """Scores [n, B, ...] from multipliers."""
-        how, xs = self._job.plan.fold, block.inputs
+        how, xs = self._job.plan.fold, part.inputs
         if how is Fold.GRADIENT:
             return part.multipliers
         if how is Fold.TIMES_CHANGE:
@@ -115,9 +117,13 @@ class ManyPairing(Pairing):
             shape = (count, block.examples)
             change = None
             if job.wants_delta:
-                start = job.arguments.target.pick(recorded.out, block.target_rows(count, reached.device))
-                change = reached.reshape(shape) - start.reshape(shape)
-            yield Part([None if m is None else m.unflatten(0, shape) for m in found], baselines, change)
+                start = job.arguments.target.pick(recorded.out, block.target_rows(count, recorded.out.device))
+                change = reached.numbers.detach().reshape(shape) - start.reshape(shape)
+            inputs = block.inputs
+            if reached.held is not None:
+                inputs = tuple([v[: block.examples] for v in reached.held.values])  # the same for each baseline
+                baselines = [None if v is None else v.unflatten(0, shape) for v in recorded.values]
+            yield Part([None if m is None else m.unflatten(0, shape) for m in found], inputs, baselines, change)
 
     def _shared(self, block: Block, points: int) -> Iterator[Part]:
         """Baselines that stand against every example: each is evaluated once, and so is each example."""
@@ -154,27 +160,44 @@ class ManyPairing(Pairing):
 
     def _against(self, block: Block, recorded: Recorded, start: int, stop: int, points: int) -> Iterator[Part]:
         job, tape = self._job, recorded.tape
-        leaves = [x.detach().requires_grad_() for x in block.inputs if x is not None]
-        reached = self.reach(tape, block.inputs, leaves, block, 1)
-        change = self._change(block, recorded, reached, stop - start) if job.wants_delta else None
+        reached = self.reach(tape, block.inputs, block, 1)
+        held = reached.held
+        change = self._change(block, recorded, reached.numbers, stop - start) if job.wants_delta else None
         for first in range(start, stop, points):
             count = min(points, stop - first)
             tape.turn(first - start, count)
-            found = iter(self._multipliers(tape, reached, leaves, last=first + count == stop))
-            multipliers = [None if x is None else next(found) for x in block.inputs]
+            found = self._multipliers(tape, reached, last=first + count == stop)
             part = None if change is None else change[first - start : first - start + count]
-            yield Part(multipliers, self._many(block, first, count), part)
+            if held is None:
+                rest = iter(found)
+                multipliers = [None if x is None else next(rest) for x in block.inputs]
+                yield Part(multipliers, block.inputs, self._many(block, first, count), part)
+            else:
+                baselines = [self._held(v, first - start, count) for v in recorded.values]
+                yield Part(held.all(found, offset=1), tuple(held.values), baselines, part)
 
-    def _multipliers(self, tape: Tape, reached: Tensor, leaves: list[Tensor], last: bool) -> list[Tensor]:
+    def _held(self, values: Tensor | None, first: int, count: int) -> Tensor | None:
+        """Baselines first to first + count of those in a layer's values: [count, 1 or B, ...]."""
+        if values is None:
+            return None
+        if self._each:
+            values = values.unflatten(0, (-1, self._each)).transpose(0, 1)
+        return values[first : first + count] if self._each else values[first : first + count, None]
+
+    def _multipliers(self, tape: Tape, reached: Reached, last: bool) -> list[Tensor]:
         """[n, B, ...]: one backward for all n baselines that the tape is set to."""
+        numbers, leaves = reached.numbers, reached.leaves
+        unused = self._job.stepper.unused(reached.held)
 
         def back(root: Tensor) -> tuple[Tensor, ...]:
             tape.vmapped(_functorch.maybe_get_level(root))
-            found = run_backward(reached, root, leaves, keep_graph=not last)
-            return filled(found, leaves)
+            found = run_backward(numbers, root, leaves, keep_graph=not last)
+            return filled(found, leaves, unused)
 
-        require_gradient(reached)
-        roots = torch.ones_like(reached).expand(tape.count, *reached.shape)
+        if unused is not None and not numbers.requires_grad:
+            return list(filled([None] * len(leaves), leaves, unused))
+        require_gradient(numbers)
+        roots = torch.ones_like(numbers).expand(tape.count, *numbers.shape)
         _functorch._set_vmap_fallback_warning_enabled(False)
         try:
             return list(torch.func.vmap(back)(roots))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,15 +27,15 @@ _footprints: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
 
 
 class Footprint:
-    """Bytes that autograd keeps for one row of this model, for inputs of these shapes; 0 until measured."""
+    """Bytes that autograd keeps for a row of a model, or part of one, for inputs of these shapes; 0 until measured."""
 
     __slots__ = ("_device", "_input_bytes", "_key", "_known")
 
-    def __init__(self, model: Any, inputs: tuple[Tensor | None, ...]) -> None:
+    def __init__(self, model: Any, inputs: tuple[Tensor | None, ...], part: Hashable = None) -> None:
         present = [x for x in inputs if x is not None]
         self._device = present[0].device
         self._input_bytes = sum(x.element_size() * (x.numel() // x.shape[0]) for x in present)
-        self._key = (self._device, *((x.dtype, x.shape[1:]) for x in present))
+        self._key = (part, self._device, *((x.dtype, x.shape[1:]) for x in present))
         try:
             known = _footprints.get(model)
             self._known = _footprints.setdefault(model, {}) if known is None else known

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, ArgumentTypeError
+from .graph import function
 
 # What an exported program takes, by program: (its module where the program is not one itself, low, high).
 _exported: WeakKeyDictionary[Any, tuple[nn.Module | None, int, int | None]] = WeakKeyDictionary()
@@ -20,27 +22,40 @@ _COUPLING = ("BatchNorm", "Dropout")
 
 
 class Model:
-    """A callable on rows. low, high: how many rows it takes at once, where an exported program fixes that."""
+    """A callable on rows. low, high: how many rows it takes at once, where an exported program fixes that.
 
-    __slots__ = ("call", "high", "key", "low")
+    part: which part of the model key it is, if it is not the whole.
+    """
 
-    def __init__(self, call: Callable[..., Any], key: Any, low: int = 1, high: int | None = None) -> None:
-        self.call, self.key, self.low, self.high = call, key, low, high
+    __slots__ = ("call", "high", "key", "low", "part")
+
+    def __init__(
+        self, call: Callable[..., Any], key: Any, low: int = 1, high: int | None = None, part: Hashable = None
+    ) -> None:
+        self.call, self.key, self.low, self.high, self.part = call, key, low, high, part
+
+    def only(self, call: Callable[..., Any], part: Hashable) -> Model:
+        """Part of the same model."""
+        return Model(call, self.key, self.low, self.high, part)
 
     def rows(self, rows: int) -> int:
         """How many rows the model is given for so many."""
         return max(rows, self.low)
 
     def __call__(self, inputs: tuple[Tensor | None, ...], extra: tuple[Any, ...], rows: int) -> Tensor:
-        """The output that is explained, [rows, ...]; short batches are padded to what an exported program takes."""
-        if rows < self.low:
-            padding = self.low - rows
-            inputs = tuple(_pad(x, rows, padding) for x in inputs)
-            extra = tuple(_pad(x, rows, padding) for x in extra)
-        out = explained(self.call(*inputs, *extra))
-        if rows < self.low and out.dim() and out.shape[0] == self.low:
-            out = out[:rows]
-        return out
+        """The output that is explained, [rows, ...]."""
+        return self.result(self.call(*self.given(inputs, extra, rows)), rows)
+
+    def given(self, inputs: tuple[Tensor | None, ...], extra: tuple[Any, ...], rows: int) -> tuple[Any, ...]:
+        """The model's arguments; short batches are padded to what an exported program takes."""
+        if rows >= self.low:
+            return (*inputs, *extra)
+        return tuple([_pad(x, rows, self.low - rows) for x in (*inputs, *extra)])
+
+    def result(self, returned: Any, rows: int) -> Tensor:
+        """The output that is explained, [rows, ...], of what the model returned."""
+        out = explained(returned)
+        return out[:rows] if rows < self.low and out.dim() and out.shape[0] == self.low else out
 
 
 def view(forward_func: Any) -> Model:
@@ -93,10 +108,10 @@ def _private(module: torch.jit.ScriptModule) -> Callable[..., Any]:
     if module not in _functions:
         method = module._c._get_method("forward")
         defaults = tuple(a.default_value for a in method.schema.arguments[1:])
-        _functions[module] = torch._C._create_function_from_graph("forward", method.inlined_graph), defaults
-    function, defaults = _functions[module]
+        _functions[module] = function(method.graph.copy()), defaults
+    forward, defaults = _functions[module]
     inner = module._c
-    return lambda *args: function(inner, *args, *defaults[len(args) :])
+    return lambda *args: forward(inner, *args, *defaults[len(args) :])
 
 
 def _look_into(program: Any) -> tuple[nn.Module | None, int, int | None]:
@@ -157,3 +172,17 @@ def _pad(x: Any, rows: int, padding: int) -> Any:
     if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] != rows:
         return x
     return torch.cat([x, x[-1:].expand(padding, *x.shape[1:])])
+
+
+def remember(models: WeakSet[Any], key: Any) -> None:
+    """Put a model into a set, unless it cannot be referred to weakly."""
+    with suppress(TypeError):
+        models.add(key)
+
+
+def remembers(models: WeakSet[Any], key: Any) -> bool:
+    """Whether a model is in a set."""
+    try:
+        return key in models
+    except TypeError:
+        return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -10,10 +10,13 @@ from weakref import WeakSet
 from torch import Tensor
 
 from .. import ops
+from ..plan.arguments import Baseline
 from ..plan.spec import Fold
 from ..rules.tape import Overwritten, Tape, Unpairable
-from .batch import Block, Tensors
+from .batch import Baselines, Block, Tensors
 from .gradients import differentiate
+from .model import remember, remembers
+from .site import Held
 from .values import completeness_gap
 
 if TYPE_CHECKING:
@@ -26,10 +29,20 @@ _overwriting: WeakSet[Any] = WeakSet()
 
 @dataclass(slots=True)
 class Recorded:
-    """The forward of some baseline rows: what it left at each operator, and the model's output."""
+    """The forward of baseline rows: what it left at each operator, the model's output, and what is explained there."""
 
     tape: Tape
     out: Tensor
+    values: Tensors
+
+
+@dataclass(slots=True)
+class Reached:
+    """The forward of examples: the explained numbers, the leaves they depend on, and what layers held, if asked for."""
+
+    numbers: Tensor
+    leaves: list[Tensor]
+    held: Held | None
 
 
 class Pairing:
@@ -40,8 +53,8 @@ class Pairing:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._common: Recorded | None = None  # the baselines that all blocks share
-        self._apart = _remembers(_unpairable, job.model.key)
-        self._copies = _remembers(_overwriting, job.model.key)
+        self._apart = remembers(_unpairable, job.model.key)
+        self._copies = remembers(_overwriting, job.model.key)
 
     @property
     def count(self) -> int:
@@ -55,10 +68,10 @@ class Pairing:
                 return self._score(block, points)
             except Unpairable:
                 self._apart = True
-                _remember(_unpairable, self._job.model.key)
+                remember(_unpairable, self._job.model.key)
             except Overwritten:
                 self._copies = True
-                _remember(_overwriting, self._job.model.key)
+                remember(_overwriting, self._job.model.key)
             self.forget()
         return self._score(block, points)
 
@@ -70,13 +83,17 @@ class Pairing:
         job = self._job
         recorded = self._baselines(block)
         reached, multipliers = self.back(recorded.tape, block.inputs, block, 1)
-        scores = self._fold(block, multipliers)
+        if reached.held is None:
+            scores = self._fold(multipliers, block.inputs, block.baselines)
+        else:
+            baselines = tuple([Baseline(value) for value in recorded.values if value is not None])
+            scores = self._fold(multipliers, tuple(reached.held.values), baselines)
         if not job.wants_delta:
             return scores, None
         b = block.examples
         rows = recorded.out.expand(b, *recorded.out.shape[1:])
         start = job.arguments.target.pick(rows, block.target_rows(1, rows.device))
-        return scores, completeness_gap(scores, reached.reshape(b) - start.reshape(b))
+        return scores, completeness_gap(scores, reached.numbers.detach().reshape(b) - start.reshape(b))
 
     def _baselines(self, block: Block) -> Recorded:
         """The forward of a block's baselines: of one row where that stands against every example."""
@@ -93,11 +110,11 @@ class Pairing:
             self._common = recorded
         return recorded
 
-    def _fold(self, block: Block, multipliers: Tensors) -> Tensors:
+    def _fold(self, multipliers: Tensors, xs: Tensors, baselines: Baselines) -> Tensors:
         how = self._job.plan.fold
         if how is Fold.GRADIENT:
             return multipliers
-        rows = zip(multipliers, block.inputs, block.baselines, strict=True)
+        rows = zip(multipliers, xs, baselines, strict=True)
         if how is Fold.TIMES_CHANGE:
             return tuple(
                 [
@@ -107,7 +124,7 @@ class Pairing:
             )
         assert callable(how)
         values = [None if b is None or x is None else b.like(tuple(x.shape)) for _, x, b in rows]
-        return tuple(how(multipliers, block.inputs, tuple(values)))
+        return tuple(how(multipliers, xs, tuple(values)))
 
     def runs_apart(self, block: Block) -> bool:
         """Whether a baseline row must run for every row of the examples."""
@@ -121,51 +138,48 @@ class Pairing:
 
     def record(self, at: Tensors, extra: tuple[Any, ...], rows: int, each: int = 0) -> Recorded:
         tape = Tape(self._job.model.rows(rows), each, copies=self._copies)
-        out = self._job.evaluate(at, extra, rows, tape, recording=True)
+        done = self._job.stepper.evaluate(at, extra, rows, tape, recording=True)
         if self._job.plan.rule.function is None:
-            self._job.arguments.target.check(out)
-        return Recorded(tape, out.detach())
+            self._job.arguments.target.check(done.out)
+        return Recorded(tape, done.out.detach(), at if done.held is None else tuple(done.held.values))
 
-    def back(self, tape: Tape, xs: Tensors, block: Block, count: int) -> tuple[Tensor, Tensors]:
+    def back(self, tape: Tape, xs: Tensors, block: Block, count: int) -> tuple[Reached, Tensors]:
         """The explained numbers of rows, and their multipliers."""
-        job = self._job
-        leaves = [x.detach().requires_grad_() for x in xs if x is not None]
-        if job.plan.rule.function is None:
-            reached = self.reach(tape, xs, leaves, block, count)
-            found = list(differentiate(reached, leaves))
-        else:
-            seen = []
-
-            def forward() -> Tensor:
-                seen.append(self.reach(tape, xs, leaves, block, count))
-                return seen[-1]
-
-            found = list(job.plan.rule.function(forward, tuple(leaves)))
-            reached = seen[-1]
+        function = self._job.plan.rule.function
+        if function is not None:
+            return self._replaced(function, tape, xs, block, count)
+        reached = self.reach(tape, xs, block, count)
+        found = differentiate(reached.numbers, reached.leaves, unused=self._job.stepper.unused(reached.held))
+        if reached.held is not None:
+            return reached, tuple(reached.held.all(found))
         rest = iter(found)
-        return reached.detach(), tuple([x if x is None else next(rest).detach() for x in xs])
+        return reached, tuple([x if x is None else next(rest).detach() for x in xs])
 
-    def reach(self, tape: Tape, xs: Tensors, leaves: list[Tensor], block: Block, count: int) -> Tensor:
+    def _replaced(
+        self, function: Callable[..., Any], tape: Tape, xs: Tensors, block: Block, count: int
+    ) -> tuple[Reached, Tensors]:
+        """By a function that takes gradients in a way of its own."""
+        leaves = tuple([x.detach().requires_grad_() for x in xs if x is not None])
+        seen: list[Reached] = []
+
+        def forward() -> Tensor:
+            rest = iter(leaves)
+            seen.append(self.reach(tape, tuple([x if x is None else next(rest) for x in xs]), block, count))
+            return seen[-1].numbers
+
+        found = iter(function(forward, leaves))
+        return seen[-1], tuple([x if x is None else next(found).detach() for x in xs])
+
+    def reach(self, tape: Tape, xs: Tensors, block: Block, count: int) -> Reached:
         """The explained numbers of the examples, in a graph that goes back by the rule."""
         job, rows = self._job, count * block.examples
         tape.start(job.model.rows(rows))
-        rest = iter(leaves)
-        at = tuple([x if x is None else next(rest) for x in xs])
+        at = tuple([x if x is None or x.requires_grad else x.detach() for x in xs])
         with job.measuring(rows):
-            out = job.evaluate(at, block.extra(count), rows, tape)
+            done = job.stepper.evaluate(at, block.extra(count), rows, tape)
         tape.finish()
-        if job.plan.rule.function is not None and job.arguments.target.raw is None and not job.wants_delta:
-            return out  # a function that explains something else than the output
-        return job.arguments.target.pick(out, block.target_rows(count, out.device))
-
-
-def _remember(models: WeakSet[Any], key: Any) -> None:
-    with suppress(TypeError):  # a callable that cannot be referred to weakly
-        models.add(key)
-
-
-def _remembers(models: WeakSet[Any], key: Any) -> bool:
-    try:
-        return key in models
-    except TypeError:
-        return False
+        numbers = done.out
+        # A function of a user's may explain something else than the output.
+        if job.plan.rule.function is None or job.arguments.target.raw is not None or job.wants_delta:
+            numbers = job.arguments.target.pick(done.out, block.target_rows(count, done.out.device))
+        return Reached(numbers, done.leaves, done.held)

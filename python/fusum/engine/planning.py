@@ -30,7 +30,7 @@ class Planning:
     def __init__(self, plan: Plan, model: Model, arguments: Arguments, settings: Settings, points: int) -> None:
         self._model, self._arguments, self._settings = model, arguments, settings
         automatic = self._is_automatic(plan, points)
-        self._footprint = Footprint(model.key, arguments.inputs) if automatic else None
+        self._footprint = Footprint(model.key, arguments.inputs, model.part) if automatic else None
         self.rows = self._most_rows()
 
     def _is_automatic(self, plan: Plan, points: int) -> bool:

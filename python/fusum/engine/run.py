@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,19 +14,18 @@ from ..errors import ArgumentError
 from ..plan import points as draw
 from ..plan.arguments import Arguments, normalise
 from ..plan.chunks import even
-from ..plan.spec import PLAIN, Call, Fold, Gradient, Line, Noise, Once, Other, Pair, RandomLine, Relevance
-from ..rules.reach import check_reach
-from ..rules.tape import Tape
-from ..rules.turn import Ruled, is_ruled, ruled
+from ..plan.spec import PLAIN, Call, Cam, Fold, Line, Noise, Other, Pair, RandomLine, Relevance
 from ..settings import Settings, current
 from .batch import Baselines, Batch, Block, Tensors
-from .first import PathSum, may_stop, nodes, stops
-from .gradients import differentiate
+from .first import PathSum, may_stop
+from .inside import enter
+from .layers import StepSum, fold
 from .many import ManyPairing
-from .model import bare, check_rows, keeps_rows_apart, uncompiled, view
+from .model import Model, check_rows, keeps_rows_apart
 from .pairs import Pairing
 from .planning import Planning
-from .pools import layout, learn
+from .scope import scope
+from .step import Step, Stepper
 from .support import insist
 from .tunnel import Score, Scores, smooth, smooth_other
 from .values import Values, completeness_gap
@@ -43,11 +42,26 @@ def run(call: Call) -> Any:
             return smooth_other(noise, call.plan.points, call.inputs)
         arguments = normalise(call)
         job = Job(call, arguments, settings)
-        if noise is not None:
-            scores, delta = smooth(noise, arguments.inputs, job.tunnel(noise))
-        else:
-            scores, delta = job.all(Batch(arguments, arguments.examples, job.baselines))
-    result = scores[0] if arguments.single else scores
+        if isinstance(call.plan.points, Line) and call.plan.points.inside:
+            return _inside(job, call, settings)
+        scores, delta = job.scores()
+        result = job.build(scores)
+        if delta is not None and delta.dim() > 1:  # one for each of a list of layers
+            return result, list(delta.unbind(1))
+    return (result, delta) if call.return_convergence_delta else result
+
+
+def _inside(outer: Job, call: Call, settings: Settings) -> Any:
+    """The attributions of a path between what layers hold."""
+    entered = enter(outer, call)
+    inner = Job(entered.call, entered.arguments, settings, entered.model)
+    inner.stepper.inside = entered.unused
+    scores, delta = inner.scores()
+    assert outer.stepper.site is not None
+    if entered.change is not None:
+        with torch.no_grad():
+            delta = completeness_gap(scores, entered.change)
+    result = outer.stepper.site.build(scores)
     return (result, delta) if call.return_convergence_delta else result
 
 
@@ -56,7 +70,8 @@ def convergence_delta(call: Call, attributions: Any) -> Tensor:
     with scope():
         arguments = normalise(call)
         scores = attributions if isinstance(attributions, tuple) else (attributions,)
-        if len(scores) != len(arguments.inputs):
+        scores = tuple(s for each in scores for s in (each if isinstance(each, (tuple, list)) else (each,)))
+        if call.plan.where is None and len(scores) != len(arguments.inputs):
             raise ArgumentError(
                 f"attributions: got {len(scores)}; expected one for each of {len(arguments.inputs)} inputs"
             )
@@ -72,60 +87,19 @@ def convergence_delta(call: Call, attributions: Any) -> Tensor:
             return completeness_gap(scores, torch.cat(changes))
 
 
-class scope:
-    """Gradients on; inference mode, the rule of an attribution outside and the JIT's optimiser off.
-
-    The optimiser would compile anew for every batch size.
-
-    A class and not a generator, because it is entered at every call and some calls take 300 microseconds.
-    """
-
-    __slots__ = ("_inference", "_optimised", "_outer", "_was_grad")
-
-    def __enter__(self) -> None:
-        self._optimised = torch._C._get_graph_executor_optimize()
-        torch._C._set_graph_executor_optimize(False)
-        self._inference = torch.inference_mode(False) if torch.is_inference_mode_enabled() else None
-        if self._inference is not None:
-            self._inference.__enter__()
-        self._outer = ruled(PLAIN, 0) if is_ruled() else None
-        if self._outer is not None:
-            self._outer.__enter__()
-        self._was_grad = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(True)
-
-    def __exit__(self, *error: object) -> None:
-        torch._C._set_grad_enabled(self._was_grad)
-        if self._outer is not None:
-            self._outer.__exit__(None, None, None)
-        if self._inference is not None:
-            self._inference.__exit__(None, None, None)
-        torch._C._set_graph_executor_optimize(self._optimised)
-
-
 class Job:
     """One call while it runs: its plan, model and arguments, and how its rows are cut."""
 
-    __slots__ = (
-        "arguments",
-        "forward_func",
-        "model",
-        "pairing",
-        "plan",
-        "planning",
-        "settings",
-        "wants_delta",
-    )
+    __slots__ = ("arguments", "model", "pairing", "plan", "planning", "settings", "stepper", "wants_delta")
 
-    def __init__(self, call: Call, arguments: Arguments, settings: Settings) -> None:
+    def __init__(self, call: Call, arguments: Arguments, settings: Settings, model: Model | None = None) -> None:
         self.plan = call.plan
         self.settings = settings
-        ruled = not isinstance(call.plan.rule, Gradient)
-        self.forward_func = bare(call.forward_func) if ruled else call.forward_func
-        self.model = uncompiled(view(self.forward_func)) if ruled else view(self.forward_func)
         self.arguments = arguments
-        self.pairing = self._pairing()
         self.wants_delta = call.return_convergence_delta
+        self.stepper = Stepper(call.plan, call.forward_func, arguments, self.wants_delta, model)
+        self.model = self.stepper.model
+        self.pairing = self._pairing()
         self.planning = Planning(call.plan, self.model, arguments, settings, self.points)
 
     def _pairing(self) -> Pairing | None:
@@ -186,6 +160,20 @@ class Job:
             for b in self.arguments.baselines
         )
 
+    def scores(self) -> tuple[Scores, Tensor | None]:
+        """Scores and deltas of all examples, folded over noisy copies where the plan wants those."""
+        noise = self.plan.noise
+        if noise is not None:
+            return smooth(noise, self.arguments.inputs, self.tunnel(noise))
+        return self.all(Batch(self.arguments, self.arguments.examples, self.baselines))
+
+    def build(self, scores: Scores) -> Any:
+        """Scores in the form of what they are for: the inputs, or what layers hold."""
+        stepper = self.stepper
+        if stepper.site is None or stepper.weighs_inputs:
+            return scores[0] if self.arguments.single else scores
+        return stepper.site.build(scores)
+
     def all(self, batch: Batch) -> tuple[Scores, Tensor | None]:
         """Scores and deltas of a whole batch."""
         blocks = list(self.blocks(batch))
@@ -216,18 +204,41 @@ class Job:
         if self.pairing is not None:
             return self.pairing.score(block, points)
         if isinstance(self.plan.points, Line):
-            gradients = self._line(self.plan.points, block, points, values)
+            step = self._line(self.plan.points, block, points, values)
         else:
-            gradients, reached = self._step(self._single_points(block), block, 1)
-        how = self.plan.fold
-        assert isinstance(how, Fold)
-        baselines = block.baselines or block.inputs
-        scores = tuple([_fold(how, *each) for each in zip(gradients, block.inputs, baselines, strict=True)])
+            step = self._step(self._single_points(block), block, 1)
+        scores = self._scores(block, step)
         if self.wants_delta and isinstance(self.plan.rule, Relevance):
-            return scores, -completeness_gap(scores, self._output(block) if reached is None else reached)
+            return scores, self._relevance_gaps(scores, self._output(block) if step.reached is None else step.reached)
         if values is None:
             return scores, None
         return scores, completeness_gap(scores, values.change(block, self.rows))
+
+    def _scores(self, block: Block, step: Step) -> Scores:
+        how, stepper = self.plan.fold, self.stepper
+        if stepper.weighs_inputs and isinstance(how, Cam):
+            return step.gradients
+        if stepper.site is None or stepper.weighs_inputs:
+            assert isinstance(how, Fold)
+            baselines = block.baselines or block.inputs
+            return tuple([_fold(how, *each) for each in zip(step.gradients, block.inputs, baselines, strict=True)])
+        if how is not Fold.TIMES_CHANGE:
+            return fold(how, step.gradients, () if step.held is None else step.held.values)
+        # The layer's change between the ends of a path on which the gradient was taken.
+        rows = block.examples
+        pairs = zip(block.inputs, block.baselines, strict=True)
+        start = tuple([None if x is None or b is None else b.like((rows, *x.shape[1:])) for x, b in pairs])
+        ends = [stepper.look(at, block.extra(1), rows).values for at in (block.inputs, start)]
+        return tuple([None if g is None else g * (x - b) for g, x, b in zip(step.gradients, *ends, strict=True)])
+
+    def _relevance_gaps(self, scores: Scores, reached: Tensor) -> Tensor:
+        """What an example's relevance lacks of the explained number; of each of a list of layers: [examples, layers]"""
+        form = None if self.stepper.site is None else self.stepper.site.form
+        if form is None:
+            return -completeness_gap(scores, reached)
+        rest = iter(scores)
+        gaps = [-completeness_gap([next(rest) for call in calls for _ in call], reached) for calls in form]
+        return torch.stack(gaps, dim=1) if self.plan.where is not None and self.plan.where.several else gaps[0]
 
     def _output(self, block: Block) -> Tensor:
         """The explained numbers of a block's inputs."""
@@ -244,29 +255,40 @@ class Job:
         pairs = zip(block.inputs, block.baselines, strict=True)
         return tuple([x if x is None or b is None else ops.random_points(x, b.value, b.index, c) for x, b in pairs])
 
-    def _line(self, line: Line, block: Block, points: int, values: Values | None) -> Tensors:
-        """The weighted sum of the gradients along the line, in float32 for half types."""
+    def _line(self, line: Line, block: Block, points: int, values: Values | None) -> Step:
+        """The sum of the gradients along the line, weighted or times what layers change, in float32 for half types."""
         pairs = list(zip(block.inputs, block.baselines, strict=True))
         alphas, weights = draw.quadrature_tensors(line.method, line.n_steps, self.arguments.device)
-        sums = [None if x is None else PathSum(x) for x in block.inputs]
-        stopping = [s for s in sums if s is not None] if self._may_stop(line) else ()
+        sums = self._sums(block) if self.stepper.site is None or self.stepper.weighs_inputs else []
+        stopping = [s for s in sums if isinstance(s, PathSum)] if self._may_stop(line) else ()
         done = 0
         while done < line.n_steps:
             part = slice(done, min(done + points, line.n_steps))
             a, w = (alphas, weights) if points == line.n_steps else (alphas[part], weights[part])
             at = tuple([x if x is None or b is None else ops.path_points(x, b.value, b.index, a) for x, b in pairs])
             rows_before = self.rows
-            gradients, reached = self._step(at, block, part.stop - done, stopping)
-            if values is not None and reached is not None:
-                values.keep(line, part, reached, block.examples)
-            for total, gradient in zip(sums, gradients, strict=True):
+            step = self._step(at, block, part.stop - done, stopping)
+            if values is not None and step.reached is not None:
+                values.keep(line, part, step.reached, block.examples)
+            sums = sums or self._layer_sums(block, step)
+            beside = step.held.values if self.plan.fold is Fold.TIMES_STEPS and step.held else [w] * len(sums)
+            for total, gradient, with_ in zip(sums, step.gradients, beside, strict=True):
                 if total is not None and gradient is not None:
-                    total.add(gradient, w)
-            del at, gradients  # or they would weigh on the next points
+                    total.add(gradient, with_)
+            del at, step, beside  # or they would weigh on the next points
             done = part.stop
             if self.rows != rows_before and self.rows is not None and done < line.n_steps:
                 points = even(line.n_steps - done, max(1, self.rows // block.examples))
-        return tuple([None if s is None else s.result() for s in sums])
+        return Step(tuple([None if s is None else s.result() for s in sums]))
+
+    def _sums(self, block: Block) -> list[PathSum | StepSum | None]:
+        return [None if x is None else PathSum(x) for x in block.inputs]
+
+    def _layer_sums(self, block: Block, step: Step) -> list[PathSum | StepSum | None]:
+        b = block.examples
+        if self.plan.fold is Fold.TIMES_STEPS:
+            return [None if g is None else StepSum(b) for g in step.gradients]
+        return [None if g is None else PathSum(g[:b]) for g in step.gradients]
 
     def _may_stop(self, line: Line) -> bool:
         """Whether the way back may stop at first convolutions: it gains by that, and nobody set the rows.
@@ -275,70 +297,16 @@ class Job:
         """
         if line.n_steps == 1 or self.plan.rule is not PLAIN or self.arguments.max_rows or self.settings.max_rows:
             return False
+        if self.stepper.site is not None:
+            return False
         return may_stop(self.model.key, self.arguments.inputs, line.n_steps)
 
-    def _step(
-        self, at: Tensors, block: Block, points: int, sums: Sequence[PathSum] = ()
-    ) -> tuple[Tensors, Tensor | None]:
-        """Gradients at the given rows, and the explained numbers there where they are known.
-
-        sums: what they are added to, if the way back may stop before the inputs.
-        """
+    def _step(self, at: Tensors, block: Block, points: int, sums: Sequence[PathSum] = ()) -> Step:
+        """Gradients at the given rows; sums: what they are added to, if the way back may stop before the inputs."""
         if self.plan.rule.function is not None:
-            return self._replaced_step(at, block, points), None
+            return self.stepper.step(at, block, points)
         with self.measuring(points * block.examples):
-            return self._fused_step(at, block, points, sums)
-
-    def evaluate(
-        self, at: Tensors, extra: tuple[Any, ...], rows: int, tape: Tape | None = None, recording: bool = False
-    ) -> Tensor:
-        """The output at given rows, [rows, ...], in a graph that goes back by the plan's rule."""
-        # A rule takes leaves that need gradients for parameters.
-        given = tuple([x if x is None else x.requires_grad_().view_as(x) for x in at])
-        with ruled(self.plan.rule, self.model.rows(rows), tape, recording):
-            out = self.model(given, extra, rows)
-        if out.dim() == 0 or out.shape[0] != rows:
-            self._check_rows(out, rows)
-        if not recording:
-            check_reach(self.plan.rule, self.model.key, out)
-        return out
-
-    def _fused_step(
-        self, at: Tensors, block: Block, points: int, sums: Sequence[PathSum]
-    ) -> tuple[Tensors, Tensor | None]:
-        rows = points * block.examples
-        leaves = [x.requires_grad_() for x in at if x is not None]
-        if self.plan.rule is PLAIN and not is_ruled():
-            with layout(self.model.key, leaves) if sums else nullcontext():
-                out = self.model(at, block.extra(points), rows)
-            if out.dim() == 0 or out.shape[0] != rows:
-                self._check_rows(out, rows)
-        else:
-            out = self.evaluate(at, block.extra(points), rows)
-        reached = self.arguments.target.pick(out, block.target_rows(points, out.device))
-        found: Tensors = differentiate(reached, self._ends(reached, leaves, sums) if sums else leaves)
-        if len(found) < len(at):
-            rest = iter(found)
-            found = tuple([None if x is None else next(rest) for x in at])
-        return found, reached.detach().flatten() if self.wants_delta else None
-
-    def _ends(self, reached: Tensor, leaves: list[Tensor], sums: Sequence[PathSum]) -> list[Any]:
-        graph = nodes(reached.grad_fn)
-        learn(self.model.key, leaves, graph)
-        return stops(graph, leaves, sums)
-
-    def _check_rows(self, out: Tensor, rows: int) -> None:
-        """A method that looks once at a whole batch may explain its rows together, as in captum; others may not."""
-        once = self.plan.noise is None and isinstance(self.plan.points, Once)
-        if not (once and rows == self.arguments.examples and out.dim()):
-            check_rows(out, rows)
-
-    def _replaced_step(self, at: Tensors, block: Block, points: int) -> Tensors:
-        given = tuple(x.requires_grad_() if x is not None and x.is_floating_point() else x for x in at)
-        extra = block.extra(points, repeat_all=True) or None
-        forward = self.forward_func if isinstance(self.plan.rule, Gradient) else Ruled(self.plan.rule, self.model.call)
-        gradients = self.plan.rule.function(forward, given, block.raw_target(points), extra)  # type: ignore[misc]
-        return tuple(g if g is None else g.detach() for g in gradients)
+            return self.stepper.step(at, block, points, sums)
 
 
 def _fold(how: Fold, gradient: Tensor | None, x: Tensor | None, baseline: Any) -> Tensor | None:

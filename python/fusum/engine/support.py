@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .. import ops
 from ..errors import StrictError
 from ..plan.spec import Other, Plan
@@ -31,3 +33,10 @@ def insist(plan: Plan) -> None:
     reason = why_not_fused(plan)
     if reason is not None:
         raise StrictError(f"strict: this call would leave the fused path: {reason}")
+
+
+def some(names: Iterable[str], most: int = 20) -> str:
+    """A list of names for a message, cut short."""
+    listed = [name for name in names if name]
+    more = len(listed) - most
+    return ", ".join(listed[:most]) + (f" and {more} more" if more > 0 else "") or "no layer at all"

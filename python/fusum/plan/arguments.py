@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
 from ..settings import positive_int
-from .spec import Call, Once, Pair
+from .spec import Call, Cam, Line, Once, Pair, Plan, RandomLine
 from .target import Target
 
 
@@ -71,7 +71,7 @@ def normalise(call: Call) -> Arguments:
     single = not isinstance(call.inputs, tuple)
     inputs = (call.inputs,) if single else call.inputs
     noise = call.plan.noise
-    examples = check_inputs(inputs, any_type=call.plan.rule.function is not None and isinstance(call.plan.points, Once))
+    examples = check_inputs(inputs, any_type=_may_be_integers(call.plan))
     baselines: tuple[Baseline | None, ...] = ()
     if call.has_baselines:
         points = call.plan.points
@@ -88,6 +88,16 @@ def normalise(call: Call) -> Arguments:
         next(x for x in inputs if x is not None).device,
         None if cap is None else positive_int("internal_batch_size", cap),
     )
+
+
+def _may_be_integers(plan: Plan) -> bool:
+    """Whether no gradient of the inputs is taken, and nothing between them and baselines is evaluated."""
+    points = plan.points
+    if plan.where is None:
+        return plan.rule.function is not None and isinstance(points, Once)
+    inside = isinstance(points, Line) and points.inside
+    between = isinstance(points, (Line, RandomLine)) and not inside
+    return not between and (plan.noise is None or inside) and not (isinstance(plan.fold, Cam) and plan.fold.guided)
 
 
 def check_inputs(inputs: tuple[Any, ...], any_type: bool = False) -> int:

@@ -15,7 +15,7 @@ from .spec import Line
 METHODS = ("riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid", "gausslegendre")
 
 
-def line(n_steps: object, method: object) -> Line:
+def line(n_steps: object, method: object, inside: bool = False) -> Line:
     """A checked Line: n_steps points by the quadrature rule named method."""
     if not isinstance(method, str):
         raise ArgumentTypeError(f"method: got {method!r} ({type(method).__name__}); expected one of {list(METHODS)}")
@@ -24,7 +24,7 @@ def line(n_steps: object, method: object) -> Line:
     steps = positive_int("n_steps", n_steps)
     if method == "riemann_trapezoid" and steps < 2:
         raise ArgumentError(f"n_steps: got {steps}; expected at least 2, as riemann_trapezoid uses both ends")
-    return Line(steps, method)
+    return Line(steps, method, inside)
 
 
 @lru_cache(maxsize=128)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from torch import nn
+
 
 class Fold(Enum):
     """How gradients become scores."""
@@ -15,6 +17,20 @@ class Fold(Enum):
     ABS = "its absolute value"
     TIMES_INPUT = "times the input"
     TIMES_CHANGE = "times input minus baseline"
+    TIMES_STEPS = "times the change from each point of a path to the next"
+    VALUE = "no gradient: what a layer holds"
+
+
+@dataclass(frozen=True, slots=True)
+class Cam:
+    """Gradients averaged over places, times the layer's values, summed over channels, only what is positive kept.
+
+    guided: how the result is resized to weigh guided gradients of the inputs; None: it is itself the scores.
+    """
+
+    positive: bool = False
+    summed: bool = True
+    guided: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +40,14 @@ class Once:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Points on the straight line from baseline to input: nodes and weights of a quadrature rule on [0, 1]."""
+    """Points on the straight line from baseline to input: nodes and weights of a quadrature rule on [0, 1].
+
+    inside: from what a layer holds at the baseline to what it holds at the input.
+    """
 
     n_steps: int
     method: str
+    inside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +114,42 @@ Rule = Gradient | Rescale | Guided | Relevance
 
 
 @dataclass(frozen=True, slots=True)
+class Layer:
+    """What layers return, or of_input what they take.
+
+    layers: a module or its dotted name, or a list of those. may_be_unused: the output need not depend on any of them.
+    on_cpu: their scores go to the CPU.
+    """
+
+    layers: Any
+    of_input: bool = False
+    may_be_unused: bool = False
+    on_cpu: bool = False
+
+    @property
+    def several(self) -> bool:
+        """Whether a list was given, and a list is wanted."""
+        return isinstance(self.layers, (list, nn.ModuleList))
+
+    @property
+    def all(self) -> tuple[Any, ...]:
+        """The layers, also of one that is no list."""
+        return tuple(self.layers) if self.several else (self.layers,)
+
+
+@dataclass(frozen=True, slots=True)
+class Neuron:
+    """One number an example of what a layer holds: by indices, by slices whose numbers are added up, or by a function.
+
+    conducts: its gradient is weighed by that of the explained output with respect to it.
+    """
+
+    layer: Layer
+    selector: Any
+    conducts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Noise:
     """Copies of every example with Gaussian noise; their scores fold to moments: smoothgrad, smoothgrad_sq, vargrad."""
 
@@ -106,12 +162,17 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """points: where the model is evaluated. fold: how results become scores. rule: how to go back. noise: a tunnel."""
+    """points: where the model is evaluated. fold: how results become scores. rule: how to go back. noise: a tunnel.
+
+    where: the layers that get scores, if not the inputs. read: the neuron that is explained, if not the output.
+    """
 
     points: Once | Line | RandomLine | Pair | Other
-    fold: Fold | Callable[..., Any]
+    fold: Fold | Cam | Callable[..., Any]
     rule: Rule = PLAIN
     noise: Noise | None = None
+    where: Layer | None = None
+    read: Neuron | None = None
 
 
 @dataclass(slots=True)

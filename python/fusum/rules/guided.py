@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +38,23 @@ class _Deconvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient.relu()
+
+
+@contextmanager
+def guided(graph: Iterable[Any]) -> Iterator[None]:
+    """A context in which a plain graph, given by its nodes, goes back by guided backpropagation."""
+    handles = [
+        node.register_prehook(_positive) for node in graph if node is not None and node.name() == "ReluBackward0"
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _positive(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return tuple([g if g is None else g.relu() for g in gradients])
 
 
 def _table(function: type[torch.autograd.Function], compiled: int) -> Table:

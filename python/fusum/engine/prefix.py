@@ -1,0 +1,268 @@
+"""What ran wholly before the layers, in eager models: modules that need not run again when values are put in there."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from .probe import Probe, is_current
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(slots=True, eq=False)
+class Note:
+    """One tensor that a module returned for rows rows; kept: its value when first read by more than skipped modules."""
+
+    like: Tensor  # of the same type and device, without its memory
+    rows: int
+    kept: Tensor | None = None
+    version: int = 0
+    spoiled: bool = False
+
+    def read(self, t: Tensor) -> None:
+        """Something reads t, the tensor itself."""
+        if self.kept is None:
+            self.kept = t.clone()
+        elif t._version != self.version:
+            self.spoiled = True  # a module that is to be skipped has written over it meanwhile
+
+    @property
+    def _group(self) -> int:
+        """How many of the tensor's rows an example has: none, if it is the same for all."""
+        n = self.like.shape[0] if self.like.dim() else 0
+        return n // self.rows if n % self.rows == 0 and (self.rows > 1 or n == 1) else 0
+
+    def repeated(self, index: Tensor) -> Tensor:
+        """The tensor for examples index: its kept rows, or what nothing reads."""
+        group, shape = self._group, self.like.shape
+        if self.kept is None:
+            unread = torch.nan if self.like.is_floating_point() or self.like.is_complex() else 0
+            return self.like.new_full((), unread).expand((len(index) * group, *shape[1:]) if group else shape)
+        if group < 2:
+            return self.kept[index] if group else self.kept.clone()
+        return self.kept.unflatten(0, (-1, group))[index].flatten(0, 1)  # type: ignore[no-any-return]
+
+    def cut(self, rows: int) -> None:
+        """Only so many of the examples."""
+        if self._group and rows < self.rows:
+            self._set(self.kept if self.kept is None else self.kept[: rows * self._group], rows)
+
+    def join(self, later: Note) -> None:
+        """Take in the same tensor for more examples."""
+        if self._group:
+            both = None if self.kept is None or later.kept is None else torch.cat([self.kept, later.kept])
+            self._set(both, self.rows + later.rows)
+
+    def _set(self, kept: Tensor | None, rows: int) -> None:
+        n = rows * self._group
+        self.kept, self.like, self.rows = kept, self.like[:1].expand(n, *self.like.shape[1:]), rows
+
+
+class Tracked(Tensor):
+    """A module's tensor that notes when an operator reads it; modules that are to be skipped get the tensor inside."""
+
+    inside: Tensor
+    note: Note
+
+    @staticmethod
+    def of(t: Tensor, note: Note) -> Tracked:
+        """t, noting in note."""
+        make: Any = torch.Tensor._make_wrapper_subclass
+        made: Tracked = make(Tracked, t.shape, strides=t.stride(), dtype=t.dtype, device=t.device)
+        made.inside, made.note = t, note
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        tracked = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tracked)]
+        for t in tracked:
+            t.note.read(t.inside)
+        args, kwargs = tree_map_only(Tracked, _inner, (args, kwargs or {}))
+        found = op(*args, **kwargs)
+        for t in tracked:
+            t.note.version = t.inside._version
+        return found
+
+
+def _inner(t: Tracked) -> Tensor:
+    return t.inside
+
+
+@dataclass(slots=True)
+class Calls:
+    """A module's calls in one forward: what it took and returned; after: it returned after a layer was visited."""
+
+    count: int = 0
+    after: bool = False
+    took: list[Tracked] = field(default_factory=list)
+    returned: Any = None
+
+
+class Prefix:
+    """Modules of root that run before its layers, once, and give the same for the same example: not in training mode,
+    without hooks of their own; none if the model draws random numbers.
+    """
+
+    def __init__(self, root: nn.Module, layers: Sequence[nn.Module], of_input: bool) -> None:
+        wanted = set(layers)
+        on_the_way = {m for m in root.modules() if not wanted.isdisjoint(m.modules())}
+        # What a layer returns is replaced anyway; where layers are inside others, only the inner ones need not run.
+        inner = [m for m in wanted if wanted.isdisjoint(list(m.modules())[1:])]
+        self._layers = [] if of_input else [m for m in inner if _may_be_skipped(m)]
+        self._modules = [m for m in _outside(root, on_the_way - set(self._layers)) if m not in wanted]
+        self._modules = [m for m in self._modules if _may_be_skipped(m)]
+        self._returned: dict[nn.Module, Any] | None = None  # before anything was recorded
+        self._of_input = of_input
+        self._all = wanted
+
+    @contextmanager
+    def recording(self, probe: Probe, rows: int, examples: int) -> Iterator[None]:
+        """A whole forward of rows rows, the first of which are a block of examples; blocks come in order."""
+        calls = {m: Calls() for m in (*self._modules, *(self._all if self._of_input else self._layers))}
+        handles, before = [], _random_state()
+        try:
+            for module, noted in calls.items():
+                handles.append(module.register_forward_pre_hook(self._take(probe, noted), with_kwargs=True))
+                if module not in self._all:
+                    handles.append(module.register_forward_hook(_give(probe, noted, rows)))
+                elif not self._of_input:
+                    handles.append(module.register_forward_hook(_note(probe, noted, rows)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._join(calls if _random_state() == before else {}, examples)
+
+    def _take(self, probe: Probe, noted: Calls) -> Callable[..., Any]:
+        """A hook that hands a module the tensors inside."""
+
+        def hook(module: nn.Module, args: Any, kwargs: Any = None) -> Any:
+            if not is_current(probe):
+                return None
+            # Of a layer's input only what stands by position is replaced, if anything does.
+            read = self._of_input and module in self._all and has_tensors(args)
+            taken = args if read else (args, kwargs)
+            noted.took += [t for t in tree_leaves(taken) if isinstance(t, Tracked)]
+            bare = tree_map_only(Tracked, _inner, taken)
+            return (bare, kwargs) if read else bare
+
+        return hook
+
+    def _join(self, calls: dict[nn.Module, Calls], examples: int) -> None:
+        """What is known after one more block: modules that ran once in each and before the layers."""
+        for noted in calls.values():
+            if noted.count != 1 or noted.after:
+                for t in noted.took:
+                    t.note.read(t.inside)
+        found = {m: c.returned for m, c in calls.items() if c.count == 1 and not c.after and c.returned is not None}
+        if any(note.spoiled for tree in found.values() for note in _notes(tree)):
+            found = {}
+        for note in [note for tree in found.values() for note in _notes(tree)]:
+            note.cut(examples)
+        if self._returned is None:
+            self._returned = found
+            return
+        self._returned = {m: tree for m, tree in self._returned.items() if m in found}
+        for module, tree in self._returned.items():
+            for note, later in zip(_notes(tree), _notes(found[module]), strict=True):
+                note.join(later)
+
+    @contextmanager
+    def replaying(self, probe: Probe, index: Tensor) -> Iterator[None]:
+        """A forward of the examples index in which these modules do not run."""
+        replaced = []
+        try:
+            for module, returned in (self._returned or {}).items():
+                if "forward" not in vars(module):  # another thread's, or a user's
+                    vars(module)["forward"] = _Replay(probe, module, returned, index)
+                    replaced.append(module)
+            yield
+        finally:
+            for module in replaced:
+                vars(module).pop("forward", None)
+
+
+class _Replay:
+    """A module's forward that returns what was kept, at its first call in the forward that it is made for."""
+
+    def __init__(self, probe: Probe, module: nn.Module, returned: Any, index: Tensor) -> None:
+        self._probe, self._module, self._returned, self._index = probe, module, returned, index
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        returned, mine = self._returned, is_current(self._probe)
+        if not mine or returned is None:
+            return type(self._module).forward(self._module, *args, **kwargs)
+        self._returned = None
+        return tree_map_only(Note, lambda note: note.repeated(self._index), returned)
+
+
+def _give(probe: Probe, noted: Calls, rows: int) -> Callable[..., Any]:
+    """A hook that wraps what a module returns."""
+
+    def hook(module: nn.Module, args: Any, returned: Any) -> Any:
+        if not is_current(probe):
+            return None
+        noted.count += 1
+        noted.after = noted.after or bool(probe.visits)
+        wrapped = tree_map_only(Tensor, lambda t: Tracked.of(t, Note(_unfilled(t), rows, version=t._version)), returned)
+        noted.returned = tree_map_only(Tracked, lambda t: t.note, wrapped)
+        return None if noted.after or noted.count > 1 else wrapped
+
+    return hook
+
+
+def _note(probe: Probe, noted: Calls, rows: int) -> Callable[..., Any]:
+    """A hook that notes the form of what a layer returns; the values are put in later."""
+
+    def hook(module: nn.Module, args: Any, returned: Any) -> None:
+        if is_current(probe):
+            noted.count += 1
+            noted.returned = tree_map_only(Tensor, lambda t: Note(_unfilled(t), rows), returned)
+
+    return hook
+
+
+def _unfilled(t: Tensor) -> Tensor:
+    """A tensor of t's shape and kind without its memory."""
+    return t.new_empty(()).expand(t.shape)
+
+
+def has_tensors(tree: Any) -> bool:
+    """Whether any leaf is a tensor."""
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(tree))
+
+
+def _notes(tree: Any) -> list[Note]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Note)]
+
+
+def _outside(module: nn.Module, on_the_way: set[nn.Module]) -> Iterator[nn.Module]:
+    """The outermost modules inside module that hold no layer."""
+    for child in module.children():
+        if child in on_the_way or isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            yield from _outside(child, on_the_way)
+        else:
+            yield child
+
+
+def _may_be_skipped(module: nn.Module) -> bool:
+    return not isinstance(module, torch.jit.ScriptModule) and not any(
+        m.training or any(getattr(m, name) for name in _HOOKS) for m in module.modules()
+    )
+
+
+def _random_state() -> tuple[Any, ...]:
+    """Where the generators stand that a model may draw from."""
+    cuda = [s.tolist() for s in torch.cuda.get_rng_state_all()] if torch.cuda.is_initialized() else []
+    drawn = pickle.dumps(np.random.get_state())
+    return torch.get_rng_state().numpy().tobytes(), cuda, drawn, random.getstate()

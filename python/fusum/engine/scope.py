@@ -1,0 +1,38 @@
+"""What holds in the calling thread while a call runs."""
+
+from __future__ import annotations
+
+import torch
+
+from ..plan.spec import PLAIN
+from ..rules.turn import is_ruled, ruled
+
+
+class scope:
+    """Gradients on; inference mode, the rule of an attribution outside and the JIT's optimiser off.
+
+    The optimiser would compile anew for every batch size. (A class and not a generator, because it is entered at every
+    call and some calls take 300 microseconds.)
+    """
+
+    __slots__ = ("_inference", "_optimised", "_outer", "_was_grad")
+
+    def __enter__(self) -> None:
+        self._optimised = torch._C._get_graph_executor_optimize()
+        torch._C._set_graph_executor_optimize(False)
+        self._inference = torch.inference_mode(False) if torch.is_inference_mode_enabled() else None
+        if self._inference is not None:
+            self._inference.__enter__()
+        self._outer = ruled(PLAIN, 0) if is_ruled() else None
+        if self._outer is not None:
+            self._outer.__enter__()
+        self._was_grad = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(True)
+
+    def __exit__(self, *error: object) -> None:
+        torch._C._set_grad_enabled(self._was_grad)
+        if self._outer is not None:
+            self._outer.__exit__(None, None, None)
+        if self._inference is not None:
+            self._inference.__exit__(None, None, None)
+        torch._C._set_graph_executor_optimize(self._optimised)
