@@ -236,6 +236,20 @@ def _rescale() -> Iterator[Sample]:
             yield from _rescale_of(name, _normal(shape, dtype, 16), _operator(example, baseline, of, Tensor.contiguous))
 
 
+def _coalition_rows() -> Iterator[Sample]:
+    """Three rows of each example, out of order, with one mask for all or a mask each."""
+    for name, inputs, base, index, others in _with_baselines():
+        count, draw = len(inputs), torch.Generator().manual_seed(17)
+        examples = torch.arange(3 * count).mul_(2).remainder_(max(1, count))
+        which = torch.arange(3 * count).mul_(3).remainder_(4)
+        coalitions = torch.rand(4, 6, generator=draw) < 0.5
+        picks = None if index is None else index.repeat(3)
+        for masks, title in ((1, "one mask"), (count, "a mask each")):
+            features = torch.randint(6, (masks, *inputs.shape[1:]), generator=draw, dtype=torch.int32)
+            arguments = (inputs, base, picks, others(features), coalitions, which, examples)
+            yield Sample("coalition_rows", f"{name}, {title}", arguments)
+
+
 SAMPLES: tuple[Sample, ...] = (
     *_path_points(),
     *_path_sum(),
@@ -244,6 +258,7 @@ SAMPLES: tuple[Sample, ...] = (
     *_noisy_copies(),
     *_moments(),
     *_rescale(),
+    *_coalition_rows(),
 )
 
 
@@ -316,6 +331,24 @@ def _rescaled_by_hand(gradients: Tensor, x: Tensor, x_ref: Tensor, *rest: Any) -
     return torch.tensor(results, dtype=torch.float64).view(gradients.shape)
 
 
+def _rows_by_hand(
+    inputs: Tensor,
+    baselines: Tensor,
+    index: Tensor | None,
+    features: Tensor,
+    coalitions: Tensor,
+    which: Tensor,
+    examples: Tensor,
+) -> Tensor:
+    rows = []
+    for row, (of, example) in enumerate(zip(which.tolist(), examples.tolist(), strict=True)):
+        base = _base_of(example if index is None else row, baselines, index)
+        mask, members = features[example if len(features) > 1 else 0], coalitions[of].tolist()
+        chosen = torch.tensor([members[feature] for feature in mask.flatten().tolist()], dtype=torch.bool)
+        rows.append(torch.where(chosen.view(mask.shape), inputs[example].double(), base))
+    return _stack(rows, inputs)
+
+
 BY_HAND: dict[str, Callable[..., Any]] = {
     "path_points": _points_by_hand,
     "path_sum": _sum_by_hand,
@@ -324,4 +357,5 @@ BY_HAND: dict[str, Callable[..., Any]] = {
     "noisy_copies": _copies_by_hand,
     "moments": _moments_by_hand,
     "rescale": _rescaled_by_hand,
+    "coalition_rows": _rows_by_hand,
 }

@@ -18,6 +18,7 @@ from ops_samples import BY_HAND, SAMPLES, Sample
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 NAMES = sorted(reference.BODIES)
+RANDOM = {"draw_coalitions"}  # test_draws.py
 needs_kernels = pytest.mark.skipif(not ops.kernels_loaded(), reason=f"no compiled kernels: {ops.why_not()}")
 each_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample.op}: {sample.name}")
 # opcheck is slow: one sample of each op, shape and dtype.
@@ -95,8 +96,8 @@ def test_meta_tensors_have_the_form_of_real_ones(sample: Sample) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_op_is_whole(name: str) -> None:
     assert any(schema.startswith(f"{name}(") for schema in library.schemas())
-    assert len(library.schemas()) == len(NAMES) == len(BY_HAND)
-    assert {sample.op for sample in SAMPLES} == set(NAMES)
+    assert len(library.schemas()) == len(NAMES)
+    assert {sample.op for sample in SAMPLES} == set(BY_HAND) == set(NAMES) - RANDOM
     assert callable(getattr(ops, name))
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"fusum::{name}", "CPU")
     assert has_kernel == ops.kernels_loaded()
@@ -110,6 +111,19 @@ LARGE = (
     Sample("noisy_copies", "large", (torch.randn(40, 3000), torch.randn(200, 3000), 0.5, 5, 0)),
     Sample("moments", "large", (torch.zeros(40, 3000), torch.zeros(40, 3000), torch.randn(200, 3000), 5, 0)),
     Sample("rescale", "large", (torch.randn(9, 7, 3000), *torch.randn(2, 1, 7, 3000), None, None, None, 1e-10)),
+    Sample(
+        "coalition_rows",
+        "large",
+        (
+            torch.randn(40, 3000),
+            torch.randn(1, 3000),
+            None,
+            torch.arange(3000, dtype=torch.int32)[None] % 50,
+            torch.rand(7, 50) < 0.5,
+            torch.arange(160) % 7,
+            torch.arange(160) // 4,
+        ),
+    ),
 )
 
 
@@ -162,6 +176,7 @@ def test_channels_last_is_kept() -> None:
         ops.times_change(x, x, torch.tensor(0.0), None),
         ops.random_points(x, torch.tensor(0.0), None, torch.rand(2)),
         ops.noisy_copies(x, torch.randn(4, 3, 4, 5), 0.1, 2, 0),
+        ops.coalition_rows(x, torch.tensor(0.0), None, torch.zeros(1, 3, 4, 5).int(), MEMBERS, INDEX, INDEX),
     ):
         assert points.is_contiguous(memory_format=torch.channels_last)
 
@@ -249,6 +264,7 @@ def test_nan_is_kept() -> None:
 
 X, ROW, NODES = torch.zeros(4, 3), torch.zeros(1, 3), torch.zeros(2).double()
 INDEX = torch.zeros(4, dtype=torch.int64)
+FEATURES, MEMBERS = torch.zeros(1, 3).int(), torch.ones(2, 5, dtype=torch.bool)
 REFUSED: list[tuple[str, str, tuple[Any, ...]]] = [
     ("path_points", "inputs", (torch.zeros(4, 3, dtype=torch.int64), ROW, None, NODES)),
     ("path_points", "inputs", (torch.tensor(1.0), ROW, None, NODES)),
@@ -295,6 +311,22 @@ REFUSED: list[tuple[str, str, tuple[Any, ...]]] = [
     ("rescale", "slope", (X, X, X, None, None, X, 0.0)),
     ("rescale", "eps", (X, X, X, None, None, None, -1.0)),
     ("rescale", "eps", (X, X, X, None, None, None, float("nan"))),
+    ("coalition_rows", "inputs", (X[0, 0], X[0, 0], None, FEATURES, MEMBERS, INDEX, INDEX)),
+    ("coalition_rows", "baselines", (X, X[:2], None, FEATURES, MEMBERS, INDEX[:2], INDEX[:2])),
+    ("coalition_rows", "baselines", (X, X[:, :2], None, FEATURES, MEMBERS, INDEX, INDEX)),
+    ("coalition_rows", "baselines", (X, X.double(), None, FEATURES, MEMBERS, INDEX, INDEX)),
+    ("coalition_rows", "index", (X, X, INDEX[:3], FEATURES, MEMBERS, INDEX, INDEX)),
+    ("coalition_rows", "index", (X, X[0, 0], INDEX, FEATURES, MEMBERS, INDEX, INDEX)),
+    ("coalition_rows", "features", (X, ROW, None, FEATURES.long(), MEMBERS, INDEX, INDEX)),
+    ("coalition_rows", "features", (X, ROW, None, FEATURES[0], MEMBERS, INDEX, INDEX)),
+    ("coalition_rows", "features", (X, ROW, None, FEATURES.expand(2, 3), MEMBERS, INDEX, INDEX)),
+    ("coalition_rows", "features", (X, ROW, None, FEATURES.to("meta"), MEMBERS, INDEX, INDEX)),
+    ("coalition_rows", "coalitions", (X, ROW, None, FEATURES, MEMBERS.float(), INDEX, INDEX)),
+    ("coalition_rows", "coalitions", (X, ROW, None, FEATURES, MEMBERS[0], INDEX, INDEX)),
+    ("coalition_rows", "which", (X, ROW, None, FEATURES, MEMBERS, INDEX[:3], INDEX)),
+    ("coalition_rows", "which", (X, ROW, None, FEATURES, MEMBERS, INDEX.int(), INDEX)),
+    ("coalition_rows", "examples", (X, ROW, None, FEATURES, MEMBERS, INDEX, INDEX[None])),
+    ("coalition_rows", "examples", (X, ROW, None, FEATURES, MEMBERS, INDEX, INDEX.to("meta"))),
 ]
 
 
@@ -305,21 +337,39 @@ def test_bad_arguments_are_named(op: str, name: str, arguments: tuple[Any, ...],
         getattr(ops, op)(*arguments)
 
 
+OUTSIDE: list[tuple[str, str, tuple[Any, ...]]] = [
+    ("path_points", "index", (X, ROW, INDEX + 1, NODES)),
+    ("coalition_rows", "index", (X, ROW, INDEX + 1, FEATURES, MEMBERS, INDEX, INDEX)),
+    ("coalition_rows", "features", (X, ROW, None, FEATURES + 5, MEMBERS, INDEX, INDEX)),
+    ("coalition_rows", "features", (X, ROW, None, FEATURES - 1, MEMBERS, INDEX, INDEX)),
+    ("coalition_rows", "features", (X, ROW, None, FEATURES, MEMBERS[:, :0], INDEX, INDEX)),
+    ("coalition_rows", "which", (X, ROW, None, FEATURES, MEMBERS, INDEX + 2, INDEX)),
+    ("coalition_rows", "which", (X, ROW, None, FEATURES, MEMBERS[:0], INDEX, INDEX)),
+    ("coalition_rows", "examples", (X, ROW, None, FEATURES, MEMBERS, INDEX, INDEX - 1)),
+    ("coalition_rows", "examples", (X, ROW, None, FEATURES, MEMBERS, INDEX, INDEX + 4)),
+]
+
+
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_index_outside_the_baselines_raises(backend: str) -> None:
-    with fusum.config(backend=backend), pytest.raises(IndexError, match="index"):
-        ops.path_points(X, ROW, INDEX + 1, NODES)
+@pytest.mark.parametrize(("op", "name", "arguments"), OUTSIDE)
+def test_numbers_out_of_range_are_named(op: str, name: str, arguments: tuple[Any, ...], backend: str) -> None:
+    with fusum.config(backend=backend), pytest.raises(IndexError, match=rf"^{name}: got .*; expected values from 0 to"):
+        getattr(ops, op)(*arguments)
 
 
 @needs_kernels
-@pytest.mark.parametrize("op", ["path_sum", "moments"])
+@pytest.mark.parametrize("op", ["path_sum", "moments", "coalition_rows"])
 def test_more_than_2_to_31_elements(op: str) -> None:
     # Zeros that nobody has written take no memory: the only touched rows are the first and the last.
     count, row = 2**12, 2**19 + 1
     rows = torch.from_numpy(np.zeros((count, row), dtype=np.float16))
     rows[0, -1], rows[-1, 0], rows[-1, -1] = 1, 2, 4
     total = torch.zeros(1, row)
-    if op == "path_sum":
+    if op == "coalition_rows":
+        features, ends = torch.zeros(1, row).int(), torch.tensor([0, count - 1])
+        found = ops.coalition_rows(rows, rows[:1], None, features, MEMBERS, torch.zeros(2).long(), ends)
+        total += found.float().sum(0)
+    elif op == "path_sum":
         ops.path_sum(total, rows, torch.ones(count).double())
     else:
         ops.moments(total, None, rows, count, 0)

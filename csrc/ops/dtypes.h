@@ -5,6 +5,7 @@
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
+#include <cstdint>
 #include <type_traits>
 
 namespace fusum {
@@ -56,6 +57,30 @@ void visit_accumulated(at::ScalarType dtype, at::ScalarType other, const Body& b
       body(first, Acc<decltype(first)>{});
     }
   });
+}
+
+// The bits of an element that is as large as two words.
+struct TwoWords {
+  uint64_t low;
+  uint64_t high;
+};
+
+// Calls body with a value of a type of so many bytes, for elements that are only copied.
+template <class Body>
+void visit_bits(size_t bytes, const Body& body) {
+  switch (bytes) {
+    case 1:
+      return body(uint8_t{});
+    case 2:
+      return body(uint16_t{});
+    case 4:
+      return body(uint32_t{});
+    case 8:
+      return body(uint64_t{});
+    default:
+      TORCH_INTERNAL_ASSERT(bytes == sizeof(TwoWords));
+      return body(TwoWords{});
+  }
 }
 
 }  // namespace fusum

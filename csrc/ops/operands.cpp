@@ -1,15 +1,17 @@
 #include "ops/operands.h"
 
 #include <ATen/ExpandUtils.h>
+#include <ATen/ops/all.h>
+#include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <c10/core/ScalarType.h>
+#include <ATen/ops/ge.h>
+#include <ATen/ops/sum.h>
 
-#include <algorithm>
-#include <cctype>
+#include <cmath>
 #include <limits>
-#include <string>
 
+#include "ops/checks.h"
 #include "ops/dtypes.h"
 
 namespace fusum {
@@ -18,93 +20,6 @@ namespace {
 using at::MemoryFormat;
 using at::ScalarType;
 using at::Tensor;
-
-#define FUSUM_CHECK(condition, name, tensor, ...)                                                           \
-  TORCH_CHECK_VALUE(condition, name, ": got ", word((tensor).scalar_type()), " ", (tensor).sizes(), " on ", \
-                    (tensor).device(), "; expected ", __VA_ARGS__)
-
-// The name of a dtype in Python.
-std::string word(ScalarType dtype) {
-  switch (dtype) {
-    case at::kDouble:
-      return "float64";
-    case at::kFloat:
-      return "float32";
-    case at::kHalf:
-      return "float16";
-    case at::kLong:
-      return "int64";
-    case at::kInt:
-      return "int32";
-    default:
-      std::string name = c10::toString(dtype);
-      std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
-      return name;
-  }
-}
-
-ScalarType accumulation(ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
-
-// The format of an output that follows leader: channels last only where leader is, and is not plainly dense.
-MemoryFormat format_of(const Tensor& leader) {
-  if (leader.is_contiguous()) {
-    return MemoryFormat::Contiguous;
-  }
-  if (leader.dim() == 4 && leader.is_contiguous(MemoryFormat::ChannelsLast)) {
-    return MemoryFormat::ChannelsLast;
-  }
-  if (leader.dim() == 5 && leader.is_contiguous(MemoryFormat::ChannelsLast3d)) {
-    return MemoryFormat::ChannelsLast3d;
-  }
-  return MemoryFormat::Contiguous;
-}
-
-int64_t row_elements(const Tensor& rows) { return c10::multiply_integers(rows.sizes().slice(1)); }
-
-Tensor rows_like(const Tensor& leader, int64_t count, ScalarType dtype, MemoryFormat format) {
-  at::DimVector sizes(leader.sizes());
-  sizes[0] = count;
-  return at::empty(sizes, leader.options().dtype(dtype), format);
-}
-
-void check_floats(const char* name, const Tensor& tensor) {
-  const ScalarType dtype = tensor.scalar_type();
-  FUSUM_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16, name, tensor,
-              "float64, float32, bfloat16 or float16");
-}
-
-void check_rows(const char* name, const Tensor& rows) {
-  FUSUM_CHECK(rows.dim() > 0, name, rows, "at least one dimension");
-  check_floats(name, rows);
-}
-
-void check_total(const char* name, const Tensor& total) {
-  check_rows(name, total);
-  FUSUM_CHECK(total.scalar_type() == accumulation(total.scalar_type()), name, total, "float64 or float32");
-}
-
-void check_dtype(const char* name, const Tensor& tensor, ScalarType allowed, ScalarType also) {
-  const ScalarType dtype = tensor.scalar_type();
-  FUSUM_CHECK(dtype == allowed || dtype == also, name, tensor, word(allowed),
-              allowed == also ? "" : " or " + word(also));
-}
-
-void check_device(const char* name, const Tensor& tensor, const Tensor& leader) {
-  FUSUM_CHECK(tensor.device() == leader.device(), name, tensor, "a tensor on ", leader.device());
-}
-
-// tensor is [count, ...] where leader is [B, ...].
-void check_like(const char* name, const Tensor& tensor, int64_t count, const Tensor& leader) {
-  FUSUM_CHECK(
-      tensor.dim() == leader.dim() && tensor.size(0) == count && tensor.sizes().slice(1) == leader.sizes().slice(1),
-      name, tensor, count, " rows of shape ", leader.sizes().slice(1));
-  check_device(name, tensor, leader);
-}
-
-void check_column(const char* name, const Tensor& column, const Tensor& leader) {
-  FUSUM_CHECK(column.dim() == 1 && column.size(0) == leader.size(0), name, column, "shape [", leader.size(0), "]");
-  check_device(name, column, leader);
-}
 
 // Path nodes come from the CPU or lie on the leader's device already.
 Tensor nodes_on(const char* name, const Tensor& nodes, const Tensor& leader) {
@@ -158,7 +73,12 @@ const Tensor& checked_total(const char* name, const Tensor& total) {
 
 }  // namespace
 
-Baselines::Baselines(const Tensor& baselines, const std::optional<Tensor>& rows, const Tensor& inputs,
+// An expanded row is one row: it is never written out.
+static Tensor distinct_rows(const Tensor& rows) {
+  return rows.size(0) > 1 && rows.stride(0) == 0 ? rows.narrow(0, 0, 1) : rows;
+}
+
+Baselines::Baselines(const Tensor& baselines, const std::optional<Tensor>& picks, const Tensor& inputs, int64_t rows,
                      MemoryFormat format) {
   FUSUM_CHECK(baselines.scalar_type() == inputs.scalar_type(), "baselines", baselines, word(inputs.scalar_type()));
   check_device("baselines", baselines, inputs);
@@ -166,26 +86,22 @@ Baselines::Baselines(const Tensor& baselines, const std::optional<Tensor>& rows,
   element_step = 0;
   count = 1;
   if (baselines.dim() == 0) {
-    TORCH_CHECK_VALUE(!rows, "index: got a tensor; expected None with a scalar baseline");
+    TORCH_CHECK_VALUE(!picks, "index: got a tensor; expected None with a scalar baseline");
     data = baselines;
     return;
   }
   FUSUM_CHECK(baselines.dim() == inputs.dim() && baselines.sizes().slice(1) == inputs.sizes().slice(1), "baselines",
               baselines, "a scalar or rows of shape ", inputs.sizes().slice(1));
-  const int64_t given = baselines.size(0);
-  if (rows) {
-    check_column("index", *rows, inputs);
-    FUSUM_CHECK(rows->scalar_type() == at::kLong, "index", *rows, "int64");
-    index = rows->contiguous();
+  if (picks) {
+    check_index("index", *picks, rows, inputs);
+    index = picks->contiguous();
   } else {
-    FUSUM_CHECK(given == 1 || given == inputs.size(0), "baselines", baselines, "1 row or ", inputs.size(0),
+    FUSUM_CHECK(baselines.size(0) == 1 || baselines.size(0) == rows, "baselines", baselines, "1 row or ", rows,
                 " rows where index is None");
   }
-  // An expanded row is one row: it is never written out.
-  const bool expanded = !rows && given > 1 && baselines.stride(0) == 0;
-  data = (expanded ? baselines.narrow(0, 0, 1) : baselines).contiguous(format);
+  data = (picks ? baselines : distinct_rows(baselines)).contiguous(format);
   count = data.size(0);
-  row_step = !rows && count == 1 ? 0 : row_elements(inputs);
+  row_step = !picks && count == 1 ? 0 : row_elements(inputs);
   element_step = 1;
 }
 
@@ -198,7 +114,7 @@ static int64_t row_of(const Baselines& base, const Tensor& inputs) {
 PathPoints::PathPoints(const Tensor& inputs, const Tensor& baselines, const std::optional<Tensor>& index,
                        const Tensor& alphas)
     : format(format_of(checked_rows("inputs", inputs))),
-      base(baselines, index, inputs, format),
+      base(baselines, index, inputs, inputs.size(0), format),
       inputs(inputs.contiguous(format)),
       alphas(nodes_on("alphas", alphas, inputs)),
       points(rows_like(inputs, alphas.numel() * inputs.size(0), inputs.scalar_type(), format)),
@@ -228,7 +144,7 @@ PathSum::PathSum(const Tensor& total, const Tensor& gradients, const Tensor& wei
 TimesChange::TimesChange(const Tensor& gradients, const Tensor& inputs, const Tensor& baselines,
                          const std::optional<Tensor>& index)
     : format(format_of(gradients)),
-      base(baselines, index, checked_rows("inputs", inputs), format),
+      base(baselines, index, checked_rows("inputs", inputs), inputs.size(0), format),
       inputs(inputs.contiguous(format)),
       elements(inputs.numel()),
       row(row_of(base, inputs)) {
@@ -241,11 +157,11 @@ TimesChange::TimesChange(const Tensor& gradients, const Tensor& inputs, const Te
 RandomPoints::RandomPoints(const Tensor& inputs, const Tensor& baselines, const std::optional<Tensor>& index,
                            const Tensor& coefficients)
     : format(format_of(checked_rows("inputs", inputs))),
-      base(baselines, index, inputs, format),
+      base(baselines, index, inputs, inputs.size(0), format),
       inputs(inputs.contiguous(format)),
       elements(inputs.numel()),
       row(row_elements(inputs)) {
-  check_column("coefficients", coefficients, inputs);
+  check_column("coefficients", coefficients, inputs.size(0), inputs);
   check_dtype("coefficients", coefficients, inputs.scalar_type(), at::kDouble);
   this->coefficients = coefficients.to(accumulation(inputs.scalar_type())).contiguous();
   points = rows_like(inputs, inputs.size(0), inputs.scalar_type(), format);
@@ -338,5 +254,62 @@ Rescale::Rescale(const Tensor& gradients, const Tensor& x, const Tensor& x_ref, 
       elements(gradients.numel()) {}
 
 Tensor Rescale::result() const { return as(products, given); }
+
+static const Tensor& checked_coalitions(const Tensor& inputs, const Tensor& features, const Tensor& coalitions,
+                                        const Tensor& which, const Tensor& examples) {
+  check_dims("inputs", inputs);
+  check_dtype("features", features, at::kInt, at::kInt);
+  check_like("features", features, features.dim() && features.size(0) == 1 ? 1 : inputs.size(0), inputs);
+  check_dtype("coalitions", coalitions, at::kBool, at::kBool);
+  FUSUM_CHECK(coalitions.dim() == 2, "coalitions", coalitions, "two dimensions");
+  check_device("coalitions", coalitions, inputs);
+  check_index("examples", examples, examples.numel(), inputs);
+  check_index("which", which, examples.numel(), inputs);
+  return inputs;
+}
+
+// Without an index of their own, baselines that are a row for each example follow the examples.
+static Baselines baselines_of(const Tensor& baselines, const std::optional<Tensor>& index, const Tensor& inputs,
+                              const Tensor& examples, MemoryFormat format) {
+  const int64_t rows = examples.size(0);
+  if (index || baselines.dim() == 0) {
+    return {baselines, index, inputs, rows, format};
+  }
+  FUSUM_CHECK(baselines.size(0) == 1 || baselines.size(0) == inputs.size(0), "baselines", baselines, "1 row or ",
+              inputs.size(0), " rows where index is None");
+  const Tensor distinct = distinct_rows(baselines);
+  return {distinct, distinct.size(0) == 1 ? std::nullopt : std::optional(examples), inputs, rows, format};
+}
+
+CoalitionRows::CoalitionRows(const Tensor& inputs, const Tensor& baselines, const std::optional<Tensor>& index,
+                             const Tensor& features, const Tensor& coalitions, const Tensor& which,
+                             const Tensor& examples)
+    : format(format_of(checked_coalitions(inputs, features, coalitions, which, examples))),
+      base(baselines_of(baselines, index, inputs, examples, format)),
+      inputs(inputs.contiguous(format)),
+      features(distinct_rows(features).contiguous(format)),
+      coalitions(coalitions.contiguous()),
+      which(which.contiguous()),
+      examples(examples.contiguous()),
+      rows(rows_like(inputs, examples.size(0), inputs.scalar_type(), format)),
+      elements(rows.numel()),
+      row(row_elements(inputs)) {}
+
+static const Tensor& checked_probabilities(const Tensor& probabilities, int64_t count) {
+  TORCH_CHECK_VALUE(count >= 0, "count: got ", count, "; expected at least 0");
+  FUSUM_CHECK(probabilities.dim() == 1, "probabilities", probabilities, "one dimension");
+  check_dtype("probabilities", probabilities, at::kFloat, at::kDouble);
+  const double sum = probabilities.sum().item<double>();
+  FUSUM_CHECK(sum > 0 && std::isfinite(sum) && probabilities.ge(0).all().item<bool>(), "probabilities", probabilities,
+              "numbers of at least 0 with a sum above 0");
+  return probabilities;
+}
+
+// Normalised as torch.distributions.Categorical does it, to the bit.
+DrawCoalitions::DrawCoalitions(const Tensor& probabilities, int64_t count)
+    : weights(checked_probabilities(probabilities, count).div(probabilities.sum(-1, true)).contiguous()),
+      coalitions(at::empty({count, probabilities.numel()}, probabilities.options().dtype(at::kBool))),
+      count(count),
+      features(probabilities.numel()) {}
 
 }  // namespace fusum

@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "math/coalitions.h"
 #include "math/index.h"
 #include "ops/broadcast.h"
 
@@ -12,13 +13,17 @@ namespace fusum {
 
 // The baselines operand. Where rows need not be told apart (a scalar, or a row each), row is all elements.
 struct Baselines {
-  Baselines(const at::Tensor& baselines, const std::optional<at::Tensor>& index, const at::Tensor& inputs,
+  Baselines(const at::Tensor& baselines, const std::optional<at::Tensor>& picks, const at::Tensor& inputs, int64_t rows,
             at::MemoryFormat format);
 
   template <class T>
   BaseRows<T> rows() const {
-    return {data.const_data_ptr<T>(), index.defined() ? index.const_data_ptr<int64_t>() : nullptr, row_step,
-            element_step, count};
+    return rows_at(data.const_data_ptr<T>());
+  }
+
+  template <class T>
+  BaseRows<T> rows_at(const T* address) const {
+    return {address, index.defined() ? index.const_data_ptr<int64_t>() : nullptr, row_step, element_step, count};
   }
 
   at::Tensor data;
@@ -131,6 +136,46 @@ struct Rescale {
   double absolute;  // the tolerance
   double relative;
   int64_t elements;
+};
+
+// The elements of inputs, baselines and rows are only copied: kernels read them as bits of their size.
+struct CoalitionRows {
+  CoalitionRows(const at::Tensor& inputs, const at::Tensor& baselines, const std::optional<at::Tensor>& index,
+                const at::Tensor& features, const at::Tensor& coalitions, const at::Tensor& which,
+                const at::Tensor& examples);
+
+  template <class T>
+  Coalitions<T> as() const {
+    return {static_cast<const T*>(inputs.const_data_ptr()),
+            base.rows_at(static_cast<const T*>(base.data.const_data_ptr())),
+            features.const_data_ptr<int32_t>(),
+            features.size(0) == 1 ? 0 : row,
+            coalitions.const_data_ptr<bool>(),
+            coalitions.size(1),
+            which.const_data_ptr<int64_t>(),
+            examples.const_data_ptr<int64_t>(),
+            row};
+  }
+
+  at::MemoryFormat format;
+  Baselines base;
+  at::Tensor inputs;
+  at::Tensor features;
+  at::Tensor coalitions;
+  at::Tensor which;
+  at::Tensor examples;
+  at::Tensor rows;
+  int64_t elements;
+  int64_t row;
+};
+
+struct DrawCoalitions {
+  DrawCoalitions(const at::Tensor& probabilities, int64_t count);
+
+  at::Tensor weights;  // the probabilities, of sum 1
+  at::Tensor coalitions;
+  int64_t count;
+  int64_t features;
 };
 
 }  // namespace fusum

@@ -134,14 +134,26 @@ const Acc<T>* read(const Broadcast<T>& operand, int64_t first, int64_t count, Ac
   return buffer;
 }
 
-// Index values outside the baselines raise before anything is read.
-inline void check_index(const at::Tensor& index, int64_t count) {
+// Whole numbers that are not from 0 to count - 1 raise, named, before they are used.
+template <class I = int64_t>
+void check_range(const char* name, const at::Tensor& index, int64_t count) {
   if (!index.defined()) {
     return;
   }
-  const int64_t* values = index.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < index.numel(); ++i) {
-    TORCH_CHECK_INDEX(values[i] >= 0 && values[i] < count, "index: got ", values[i], " at place ", i,
+  const I* values = index.const_data_ptr<I>();
+  const int64_t size = index.numel();
+  bool outside = false;
+  vectorised([&] {
+    I least = 0;
+    I most = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      least = std::min(least, values[i]);
+      most = std::max(most, values[i]);
+    }
+    outside = least < 0 || most >= count;
+  });
+  for (int64_t i = 0; outside && i < size; ++i) {
+    TORCH_CHECK_INDEX(values[i] >= 0 && values[i] < count, name, ": got ", values[i], " at place ", i,
                       "; expected values from 0 to ", count - 1);
   }
 }

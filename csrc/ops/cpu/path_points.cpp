@@ -35,7 +35,7 @@ void fill_points(const PathPoints& call) {
 at::Tensor path_points(const at::Tensor& inputs, const at::Tensor& baselines, const std::optional<at::Tensor>& index,
                        const at::Tensor& alphas) {
   const PathPoints call(inputs, baselines, index, alphas);
-  check_index(call.base.index, call.base.count);
+  check_range("index", call.base.index, call.base.count);
   visit_float(inputs.scalar_type(), [&](auto type) { fill_points<decltype(type)>(call); });
   return call.points;
 }

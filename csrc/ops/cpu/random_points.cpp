@@ -32,7 +32,7 @@ void fill_points(const RandomPoints& call) {
 at::Tensor random_points(const at::Tensor& inputs, const at::Tensor& baselines, const std::optional<at::Tensor>& index,
                          const at::Tensor& coefficients) {
   const RandomPoints call(inputs, baselines, index, coefficients);
-  check_index(call.base.index, call.base.count);
+  check_range("index", call.base.index, call.base.count);
   visit_float(inputs.scalar_type(), [&](auto type) { fill_points<decltype(type)>(call); });
   return call.points;
 }

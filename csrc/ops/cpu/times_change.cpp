@@ -29,7 +29,7 @@ void fill_products(const TimesChange& call) {
 at::Tensor times_change(const at::Tensor& gradients, const at::Tensor& inputs, const at::Tensor& baselines,
                         const std::optional<at::Tensor>& index) {
   const TimesChange call(gradients, inputs, baselines, index);
-  check_index(call.base.index, call.base.count);
+  check_range("index", call.base.index, call.base.count);
   visit_pair(inputs.scalar_type(), gradients.scalar_type(),
              [&](auto input, auto gradient) { fill_products<decltype(input), decltype(gradient)>(call); });
   return call.products;

@@ -19,6 +19,8 @@ from . import reference
 from .library import kernels_loaded, modules, register, why_not
 
 __all__ = [
+    "coalition_rows",
+    "draw_coalitions",
     "kernels_loaded",
     "moments",
     "noisy_copies",
@@ -41,6 +43,9 @@ _noisy_copies: Callable[[Tensor, Tensor, float, int, int], Tensor] = _fused.nois
 _moments: Callable[[Tensor, Tensor | None, Tensor, int, int], None] = _fused.moments.default
 _rescale: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, float], Tensor]
 _rescale = _fused.rescale.default
+_coalition_rows: Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor], Tensor]
+_coalition_rows = _fused.coalition_rows.default
+_draw_coalitions: Callable[[Tensor, int], Tensor] = _fused.draw_coalitions.default
 
 
 def path_points(inputs: Tensor, baselines: Tensor, index: Tensor | None, alphas: Tensor) -> Tensor:
@@ -173,3 +178,53 @@ def rescale(
     if current().backend == "reference":
         return reference.rescale(gradients, x, x_ref, y, y_ref, slope, eps)
     return _rescale(gradients, x, x_ref, y, y_ref, slope, eps)
+
+
+def coalition_rows(
+    inputs: Tensor,
+    baselines: Tensor,
+    index: Tensor | None,
+    features: Tensor,
+    coalitions: Tensor,
+    which: Tensor,
+    examples: Tensor,
+) -> Tensor:
+    """Rows of a model's input in which the features of a coalition are an example's and the others its baseline's.
+
+    Values of index, features, which or examples that are out of range raise ``IndexError`` on the CPU.
+
+    Arguments:
+        inputs: ``[B, ...]``, any dtype.
+        baselines: the baselines operand, of the dtype and device of inputs; without index, row r uses
+            ``baselines[examples[r]]``.
+        index: int64 ``[R]``, the rows of baselines, or None.
+        features: int32 ``[1, ...]`` or ``[B, ...]``, shaped like inputs: the feature, from 0 to M - 1, of each element.
+        coalitions: bool ``[C, M]``, the features that each coalition has.
+        which: int64 ``[R]``, the coalition of each row.
+        examples: int64 ``[R]``, the example of each row.
+
+    Returns:
+        ``[R, ...]`` in the dtype of inputs: each element is ``inputs[examples[r]]``'s where ``coalitions[which[r]]``
+        has its feature, else the baseline's.
+    """
+    if current().backend == "reference":
+        return reference.coalition_rows(inputs, baselines, index, features, coalitions, which, examples)
+    return _coalition_rows(inputs, baselines, index, features, coalitions, which, examples)
+
+
+def draw_coalitions(probabilities: Tensor, count: int) -> Tensor:
+    """Random coalitions of M features, drawn from torch's default generator: a size, then features of equal chances.
+
+    Each takes from the generator what ``Categorical(probabilities).sample()`` and ``torch.randn(M)`` take.
+
+    Arguments:
+        probabilities: float32 or float64 ``[M]`` on the CPU, at least 0 and not all 0: entry s is in proportion to the
+            probability of s features.
+        count: how many coalitions, at least 0.
+
+    Returns:
+        bool ``[count, M]``.
+    """
+    if current().backend == "reference":
+        return reference.draw_coalitions(probabilities, count)
+    return _draw_coalitions(probabilities, count)

@@ -15,12 +15,17 @@ from typing import Any
 import torch
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+_TAGS = {  # as in csrc/ops/schema.cpp
+    "FUSUM_OP": (torch.Tag.pt2_compliant_tag,),
+    "FUSUM_RANDOM_OP": (torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded),
+}
 _BUILD_RECORD = _PACKAGE / "_build.json"  # written by setup.py
 
 
-def schemas() -> list[str]:
-    """The schema lines of schema.def."""
-    return re.findall(r'^FUSUM_OP\("(.*)"\)', (Path(__file__).with_name("schema.def")).read_text(), re.MULTILINE)
+def schemas() -> dict[str, tuple[torch.Tag, ...]]:
+    """The schema lines of schema.def, each with the tags of its op."""
+    text = Path(__file__).with_name("schema.def").read_text()
+    return {schema: _TAGS[kind] for kind, schema in re.findall(r'^(FUSUM_\w+)\("(.*)"\)', text, re.MULTILINE)}
 
 
 def kernels_loaded() -> bool:
@@ -35,8 +40,8 @@ def why_not() -> str | None:
 
 def register(bodies: Mapping[str, Callable[..., Any]]) -> None:
     """Give every op its reference body, which kernels override."""
-    for schema in schemas() if _reason else ():
-        _fragment.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for schema, tags in schemas().items() if _reason else ():
+        _fragment.define(schema, tags=tags)
     for name, body in bodies.items():
         _fragment.impl(name, body, "CompositeExplicitAutograd")
 

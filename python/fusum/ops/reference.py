@@ -5,6 +5,7 @@ All arithmetic is done in the accumulation dtype (float64 for float64, else floa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -120,9 +121,57 @@ def rescale(
     return torch.mul(gradients.to(acc), multiplier, out=torch.empty_like(gradients))
 
 
-BODIES: dict[str, Callable[..., Any]] = {
-    body.__name__: body for body in (path_points, path_sum, times_change, random_points, noisy_copies, moments, rescale)
-}
+def coalition_rows(
+    inputs: Tensor,
+    baselines: Tensor,
+    index: Tensor | None,
+    features: Tensor,
+    coalitions: Tensor,
+    which: Tensor,
+    examples: Tensor,
+) -> Tensor:
+    """Row r is inputs[examples[r]] where coalitions[which[r]] has the element's feature, else its baseline."""
+    _check_coalitions(inputs, features, coalitions, which, examples)
+    if index is None and baselines.dim() > 0 and baselines.shape[0] != 1:
+        _check_baselines(baselines, None, inputs, inputs.shape[0])
+        index = examples
+    base = _base_rows(baselines, index, inputs, examples.shape[0])
+    members = coalitions.index_select(0, which)
+    if features.shape[0] == 1:
+        chosen = members.index_select(1, features.flatten())
+    else:
+        chosen = members.gather(1, features.index_select(0, examples).unsqueeze(-1).flatten(1).long())
+    rows = _rows_like(inputs, examples.shape[0])
+    return torch.where(chosen.view(rows.shape), inputs.index_select(0, examples), base, out=rows)
+
+
+def draw_coalitions(probabilities: Tensor, count: int) -> Tensor:
+    """A size, and as many features as have the largest of M normal numbers, count times over."""
+    _check_probabilities(probabilities, count)
+    features = probabilities.shape[0]
+    coalitions = torch.empty(count, features, dtype=torch.bool, device=probabilities.device)
+    if coalitions.is_meta:
+        return coalitions
+    weights = probabilities / probabilities.sum(-1, keepdim=True)  # as torch.distributions.Categorical does
+    for coalition in coalitions:
+        size = int(torch.multinomial(weights, 1, True))
+        values = torch.randn(features, dtype=weights.dtype)
+        torch.gt(values, values.kthvalue(features - size).values, out=coalition)
+    return coalitions
+
+
+_ALL = (
+    path_points,
+    path_sum,
+    times_change,
+    random_points,
+    noisy_copies,
+    moments,
+    rescale,
+    coalition_rows,
+    draw_coalitions,
+)
+BODIES: dict[str, Callable[..., Any]] = {body.__name__: body for body in _ALL}
 
 
 def _accumulation(dtype: torch.dtype) -> torch.dtype:
@@ -138,24 +187,56 @@ def _rows_like(leader: Tensor, count: int) -> Tensor:
     return torch.empty(shape, dtype=leader.dtype, device=leader.device, memory_format=memory_format)
 
 
-def _base_rows(baselines: Tensor, index: Tensor | None, inputs: Tensor) -> Tensor:
-    """The baselines operand as a tensor that broadcasts against inputs."""
+def _base_rows(baselines: Tensor, index: Tensor | None, inputs: Tensor, rows: int | None = None) -> Tensor:
+    """The baselines operand as a tensor that broadcasts against rows like inputs, as many as inputs has or as said."""
+    _check_baselines(baselines, index, inputs, inputs.shape[0] if rows is None else rows)
+    return baselines if index is None else baselines.index_select(0, index)
+
+
+def _check_baselines(baselines: Tensor, index: Tensor | None, inputs: Tensor, rows: int) -> None:
     _check_dtype("baselines", baselines, inputs.dtype)
     _check_device("baselines", baselines, inputs)
-    rows = inputs.shape[0]
     if baselines.dim() == 0:
         if index is not None:
             _fail("index", index, "None with a scalar baseline")
-        return baselines
+        return
     if baselines.shape[1:] != inputs.shape[1:]:
         _fail("baselines", baselines, f"a scalar or rows of shape {list(inputs.shape[1:])}")
-    if index is None:
-        if baselines.shape[0] not in (1, rows):
-            _fail("baselines", baselines, f"1 row or {rows} rows where index is None")
-        return baselines
-    _check_shape("index", index, (rows,), inputs)
-    _check_dtype("index", index, torch.int64)
-    return baselines.index_select(0, index)
+    if index is not None:
+        _check_index("index", index, rows, baselines.shape[0], inputs)
+    elif baselines.shape[0] not in (1, rows):
+        _fail("baselines", baselines, f"1 row or {rows} rows where index is None")
+
+
+def _check_index(name: str, index: Tensor, rows: int, count: int, leader: Tensor) -> None:
+    """int64 [rows] with values below count."""
+    _check_shape(name, index, (rows,), leader)
+    _check_dtype(name, index, torch.int64)
+    _check_range(name, index, count)
+
+
+def _check_range(name: str, index: Tensor, count: int) -> None:
+    """Values from 0 to count - 1; index_select looks, as it passes over fake tensors, which have no values."""
+    try:
+        torch.empty(count, dtype=torch.bool, device=index.device).index_select(0, index.flatten())
+    except (IndexError, RuntimeError):
+        value = int(index[(index < 0) | (index >= count)][0])
+        raise IndexError(f"{name}: got {value}; expected values from 0 to {count - 1}") from None
+
+
+def _check_coalitions(inputs: Tensor, features: Tensor, coalitions: Tensor, which: Tensor, examples: Tensor) -> None:
+    _check_dims("inputs", inputs)
+    _check_dtype("features", features, torch.int32)
+    count = 1 if features.dim() and features.shape[0] == 1 else inputs.shape[0]
+    _check_shape("features", features, (count, *inputs.shape[1:]), inputs)
+    _check_dtype("coalitions", coalitions, torch.bool)
+    _check_device("coalitions", coalitions, inputs)
+    if coalitions.dim() != 2:
+        _fail("coalitions", coalitions, "two dimensions")
+    _check_range("features", features, coalitions.shape[1])
+    rows = examples.numel()
+    _check_index("examples", examples, rows, inputs.shape[0], inputs)
+    _check_index("which", which, rows, coalitions.shape[0], inputs)
 
 
 def _example_of_row(rows: Tensor, samples: int, start: int, examples: int) -> Tensor:
@@ -186,6 +267,20 @@ def _check_rescale(gradients: Tensor, x: Tensor, x_ref: Tensor, values: dict[str
             _check_spread(name, value, gradients, x)
 
 
+def _check_probabilities(probabilities: Tensor, count: int) -> None:
+    if count < 0:
+        raise ArgumentError(f"count: got {count}; expected at least 0")
+    if probabilities.dim() != 1:
+        _fail("probabilities", probabilities, "one dimension")
+    _check_dtype("probabilities", probabilities, torch.float32, torch.float64)
+    if probabilities.is_meta:
+        return
+    if not probabilities.is_cpu:
+        _fail("probabilities", probabilities, "a tensor on the cpu")
+    if not (0 < float(probabilities.sum()) < math.inf and bool((probabilities >= 0).all())):
+        _fail("probabilities", probabilities, "numbers of at least 0 with a sum above 0")
+
+
 def _check_spread(name: str, tensor: Tensor, gradients: Tensor, x: Tensor) -> None:
     """Of x's dtype, and of a shape that broadcasts to that of gradients."""
     _check_dtype(name, tensor, x.dtype)
@@ -196,9 +291,13 @@ def _check_spread(name: str, tensor: Tensor, gradients: Tensor, x: Tensor) -> No
         _fail(name, tensor, f"a shape that broadcasts to {list(shape)}")
 
 
-def _check_rows(name: str, tensor: Tensor) -> None:
+def _check_dims(name: str, tensor: Tensor) -> None:
     if tensor.dim() == 0:
         _fail(name, tensor, "at least one dimension")
+
+
+def _check_rows(name: str, tensor: Tensor) -> None:
+    _check_dims(name, tensor)
     _check_dtype(name, tensor, *_FLOATS)
 
 
