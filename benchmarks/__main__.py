@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from . import harness, memory, report
-from .workloads import WORKLOADS, Workload
+from .workload import Workload
+from .workloads import WORKLOADS
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

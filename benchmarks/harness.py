@@ -14,7 +14,7 @@ import torch
 import fusum.attr
 
 from . import models
-from .workloads import Tensors, Workload
+from .workload import Tensors, Workload
 
 Contender = Callable[[], Tensors]
 TOLERANCE = 1e-4

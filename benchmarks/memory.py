@@ -13,7 +13,8 @@ import torch
 
 from . import ideal
 from .harness import Bench, label, seeded
-from .workloads import WORKLOADS, Workload
+from .workload import Workload
+from .workloads import WORKLOADS
 
 MEGABYTE = 2**20
 
@@ -44,12 +45,21 @@ def high_water(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def load_backends(bench: Bench) -> None:
+    """One gradient of one row; of token ids there is none, so that of a weight behind them has to do."""
+    rows = tuple(x[:1].clone() for x in bench.inputs)
+    if all(x.is_floating_point() for x in rows):
+        ideal.gradients(bench.model, rows, bench.keywords.get("target"))
+        return
+    extra = [tensor[:1] for name, tensor in bench.keywords.items() if name == "additional_forward_args"]
+    torch.autograd.grad(bench.model(*rows, *extra).sum(), [*bench.model.parameters()][-1])
+
+
 def measure_here(workload: Workload, library: str, index: int, device: str) -> float:
     """Peak of one call in this process, at captum's default (index 0) or at a setting of the workload."""
     bench = Bench.of(workload, device)
     contender = bench.library(importlib.import_module(f"{library}.attr"), ({}, *workload.settings)[index])
-    target = workload.arguments.get("target")
-    ideal.gradients(bench.model, tuple(x[:1].clone() for x in bench.inputs), target)  # loads the backends
+    load_backends(bench)
     before = high_water(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 DLRM_DENSE, DLRM_SPARSE, DLRM_WIDTH = 13, 26, 16
-BERT_WORDS, BERT_TOKENS = 30522, 96
+BERT_WORDS, BERT_TOKENS, BERT_BLANK = 30522, 96, 103
 
 
 def perceptron(*widths: int) -> nn.Sequential:
@@ -117,6 +117,11 @@ def resnet18() -> nn.Module:
     )
 
 
+def patches() -> nn.Module:
+    """A small classifier of patches of 16 x 16 pixels: [B, 3, 224, 224] -> [B, 10]."""
+    return nn.Sequential(nn.Conv2d(3, 16, 16, stride=16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 14 * 14, 10))
+
+
 class Bert(nn.Module):
     """BERT-mini with a head of two classes: token ids and their mask, [B, T] each -> [B, 2].
 
@@ -168,6 +173,16 @@ def features(rows: int) -> Callable[[str], tuple[Tensor, ...]]:
 def images(count: int, pixels: int) -> Callable[[str], tuple[Tensor, ...]]:
     """Inputs of the image models: [count, 3, pixels, pixels]."""
     return lambda device: (draw(count, 3, pixels, pixels, device=device),)
+
+
+def superpixels(pixels: int, side: int) -> Callable[[str], Tensor]:
+    """A feature mask of square cells for `images`: [1, 1, pixels, pixels]."""
+
+    def make(device: str) -> Tensor:
+        cell = torch.arange(pixels, device=device) // side
+        return (cell[:, None] * (int(cell[-1]) + 1) + cell)[None, None]
+
+    return make
 
 
 def clicks(rows: int) -> Callable[[str], tuple[Tensor, ...]]:

@@ -381,6 +381,11 @@ _BUILDERS: dict[str, Callable[[], Subject]] = {
 NAMES = tuple(_BUILDERS)
 
 
+def register(builders: dict[str, Callable[[], Subject]]) -> None:
+    """Let subject know more models."""
+    _BUILDERS.update(builders)
+
+
 @cache
 def subject(name: str) -> Subject:
     """The subject of this name; always the same weights and inputs."""

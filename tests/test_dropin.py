@@ -256,11 +256,11 @@ def test_a_script_runs_unchanged(folder: Path, tmp_path: Path) -> None:
     done = python_m_fusum("--profile", str(folder / "job.py"), "ok", "--profile", "-m", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "args ['ok', '--profile', '-m'] __main__ True" in done.stdout
-    assert "class fusum.attr.gradient fusum.attr.wrappers captum.attr._core.feature_ablation" in done.stdout
+    assert "class fusum.attr.gradient fusum.attr.wrappers fusum.attr.perturbation" in done.stdout
     assert "neighbour neighbour" in done.stdout
     table = {line.split()[0]: line for line in done.stderr.splitlines() if line.strip()}
     assert "2" in table["IntegratedGradients"].split()[1:3]
-    assert "1x NoiseTunnel calls FeatureAblation.attribute" in table["NoiseTunnel"]
+    assert "1" in table["NoiseTunnel"].split()[1:3]
 
 
 def test_a_module_runs_unchanged_and_its_exit_code_is_kept(folder: Path) -> None:

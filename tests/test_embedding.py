@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fusum
 import fusum.attr
 from cases import DELTA, Case, on, seed
 from checkers import assert_complete, assert_identical, assert_no_graph, assert_same, untouched
@@ -134,6 +136,68 @@ def test_deep_lift_of_many_ids_is_the_mean_over_them() -> None:
     assert_same(delta, torch.stack([gap for _, gap in each], 1).flatten())
 
 
+# One row for all examples.
+
+
+class Placed(nn.Module):
+    """Words, and places that all sentences share; each: of every sentence its own."""
+
+    def __init__(self, each: bool) -> None:
+        super().__init__()
+        self.words, self.places, self.head, self.each = nn.Embedding(20, 4), nn.Embedding(6, 4), nn.Linear(4, 3), each
+
+    def forward(self, words: Tensor) -> Tensor:
+        places = torch.arange(6)[None]
+        if self.each:
+            places = places.expand(len(words), 6)
+        return self.head(torch.tanh(self.words(words) + self.places(places)).sum(1))
+
+
+def placed() -> tuple[Placed, Placed]:
+    shared, each = Placed(False).eval(), Placed(True).eval()
+    each.load_state_dict(shared.state_dict())
+    return shared, each
+
+
+PLACED: dict[str, dict[str, Any]] = {
+    "LayerActivation": {},
+    "LayerGradientXActivation": {"target": 1},
+    "LayerGradCam": {"target": 1},
+    "LayerIntegratedGradients": {"target": 1, **LINE},
+    "LayerDeepLift": {"target": 1, "baselines": 3, **DELTA},
+    "LayerLRP": {"target": 1, **DELTA},
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("form", ["eager", "scripted", "exported"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("name", PLACED)
+def test_a_row_for_all_examples_has_scores_for_each(name: str, rows: int, form: str) -> None:
+    """Also where sizes of the layer are the number of examples, or of examples and baselines."""
+    (shared, each), ids = placed(), tokens(rows, 6)
+    model: Any = shared
+    if form == "scripted":
+        model = torch.jit.script(shared)
+    elif form == "exported":
+        model = torch.export.export(shared, (tokens(7, 6),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    for size in (None, 2):
+        with fusum.config(max_rows=size) if size else nullcontext():
+            found = getattr(fusum.attr, name)(model, "places").attribute(ids, **PLACED[name])
+        assert_same(found, getattr(fusum.attr, name)(each, "places").attribute(ids, **PLACED[name]))
+
+
+def test_captum_adds_up_what_a_row_for_all_examples_has() -> None:
+    captum_attr = pytest.importorskip("captum.attr", reason="captum, whose numbers are the measure, is not installed")
+    shared, _ = placed()
+    for rows in (1, 3):
+        ids = tokens(rows, 6)
+        ours, theirs = (a.LayerGradientXActivation(shared, shared.places) for a in (fusum.attr, captum_attr))
+        assert_same(ours.attribute(ids, target=1).sum(0, keepdim=True), theirs.attribute(ids, target=1))
+    ours, theirs = (a.LayerIntegratedGradients(shared, shared.places) for a in (fusum.attr, captum_attr))
+    assert_same(ours.attribute(ids[:1], target=1, **LINE), theirs.attribute(ids[:1], target=1, **LINE))
+
+
 # Noise.
 
 
@@ -190,11 +254,12 @@ def test_a_seed_gives_the_same_again(kind: str, size: int | None) -> None:
 
 
 def test_a_tunnel_reads_the_ids_once() -> None:
+    """Three examples and a baseline: four is no size of the layer, so it is plain where it holds its rows."""
     model = Recorder(MODEL)
     NoiseTunnel(LayerIntegratedGradients(model, MODEL.words)).attribute(
-        (WORDS, KINDS), target=1, n_steps=7, nt_samples=3, internal_batch_size=10
+        (WORDS[:3], KINDS[:3]), target=1, n_steps=7, nt_samples=3, internal_batch_size=10
     )
-    assert sum(model.rows) == 4 + 1 + 4 * 3 * 7
+    assert sum(model.rows) == 3 + 1 + 3 * 3 * 7
 
 
 # Layers that take vectors.

@@ -104,9 +104,16 @@ def test_a_layer_by_name_or_as_a_module(form: str) -> None:
         assert_same(LayerActivation(model, layer).attribute(source.inputs), expected)
 
 
+@pytest.mark.parametrize("form", [form for form in OPEN if form.startswith("exported")])
+def test_a_program_knows_no_module_of_the_model(form: str) -> None:
+    with pytest.raises(ArgumentError, match=r"^layer: got a Linear .*expected a dotted name, .*: one of 0, 1, 2, 3, 4"):
+        LayerActivation(converted("mlp", form), subject("mlp").module[2]).attribute(subject("mlp").inputs)
+
+
 @pytest.mark.parametrize("case", on(LAYERED_SHORT))
 def test_frozen_models_have_no_layers(case: Case) -> None:
-    with untouched(subject("mlp").module), pytest.raises(ArgumentError, match=r"^layer: .*'2'.*expected one of "):
+    said = r"^layer: got '2', .*expected '', the model itself, .*torch\.jit\.freeze"
+    with untouched(subject("mlp").module), pytest.raises(ArgumentError, match=said):
         case.attribute(fusum.attr, converted("mlp", "frozen"))
 
 

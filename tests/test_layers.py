@@ -343,3 +343,31 @@ def test_a_layer_that_is_called_by_name() -> None:
         assert_complete(method.attribute(x, target=1, attribute_to_layer_input=of_input), change, 1e-5)
         lifted = fusum.attr.LayerDeepLift(model, model.layer)
         assert_complete(lifted.attribute(x, target=1, attribute_to_layer_input=of_input), change, 1e-5)
+
+
+# Layers whose tensors are viewed.
+
+
+class SequenceFirst(nn.Module):
+    """Rows in the second dimension, of a tensor that is viewed as a table of all steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps, rows = x.shape[1], x.shape[0]
+        hidden = torch.tanh(self.layer(x.transpose(0, 1))).view(steps * rows, 6)
+        return self.head(hidden).view(steps, rows, 3).sum(0)
+
+
+@pytest.mark.parametrize("export", [False, True])
+def test_a_layer_of_rows_elsewhere_may_be_viewed(export: bool) -> None:
+    model, x = SequenceFirst().eval(), noise(5, 3, 4)
+    program = torch.export.export(model, (noise(7, 3, 4),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    with torch.no_grad():
+        change = (model(x) - model(0 * x))[:, 1]
+    method = LayerIntegratedGradients(program if export else model, "layer")
+    scores = method.attribute(x, target=1, n_steps=50)
+    assert scores.shape == (3, 5, 6)
+    assert_complete(scores.transpose(0, 1), change, 1e-5)

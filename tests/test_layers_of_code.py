@@ -15,20 +15,23 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 NATIVE = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"})
 
 # What a part may import of fusum; the leaves may be imported by all.
-LEAVES = {"errors", "settings", "profile", "backward"}
+LEAVES = {"errors", "settings", "profile", "progress", "backward"}
 MAY_IMPORT = {
+    "_utils": set(),
     "attr": {"plan", "engine"},
     "engine": {"plan", "ops", "rules"},
     "rules": {"plan", "ops"},
-    "plan": set(),
+    "plan": {"ops"},
     "ops": set(),
     "errors": set(),
     "settings": set(),
     "profile": set(),
+    "progress": set(),
     "backward": set(),
     "patch": {"attr"},
+    "jobs": {"attr", "engine", "plan", "__init__"},
     "__init__": {"attr", "patch"},
-    "__main__": {"ops", "engine", "patch", "__init__"},
+    "__main__": {"ops", "engine", "patch", "jobs", "__init__"},
 }
 LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 
@@ -79,7 +82,7 @@ def test_leaves_import_no_other_part_than_leaves() -> None:
     [
         ("plan/x.py", "from ..engine import run"),
         ("plan/x.py", "from ..engine.run import run"),
-        ("plan/x.py", "from .. import ops"),
+        ("plan/x.py", "from ..rules import turn"),
         ("engine/x.py", "import fusum.attr"),
         ("engine/x.py", "def f():\n    from fusum.attr.base import Attribution"),
         ("attr/x.py", "from ..ops import path_sum"),
@@ -138,7 +141,8 @@ def test_every_op_has_one_file_a_backend() -> None:
 
     names = {schema.split("(")[0] for schema in schemas()}
     assert {path.stem for path in (ROOT / "csrc" / "ops" / "cpu").glob("*.cpp")} == names
-    assert {path.stem for path in (ROOT / "csrc" / "ops" / "cuda").glob("*.cu")} == names
+    # Random coalitions come from the CPU's generator, whatever the device.
+    assert {path.stem for path in (ROOT / "csrc" / "ops" / "cuda").glob("*.cu")} == names - {"draw_coalitions"}
 
 
 def test_python_is_seen_in_one_place_only() -> None:

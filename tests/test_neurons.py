@@ -187,3 +187,33 @@ def test_a_first_call_gives_what_later_calls_give(name: str) -> None:
         results.append(getattr(fusum.attr, name)(model, model[2]).attribute(**keywords))
     for later in results[1:]:
         assert_same(later, results[0])
+
+
+class Pooled(nn.Module):
+    """A layer that also returns integers; indices: whether."""
+
+    def __init__(self, indices: bool, grad: bool = True) -> None:
+        super().__init__()
+        self.stem, self.head, self.grad = nn.Linear(8, 8), nn.Linear(4, 3), grad
+        self.layer = nn.MaxPool1d(2, return_indices=indices)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(self.grad and torch.is_grad_enabled()):
+            hidden = torch.tanh(self.stem(x))[:, None]
+        found = self.layer(hidden)
+        return self.head((found[0] if isinstance(found, tuple) else found).flatten(1))
+
+
+def test_the_conductance_of_a_neuron_beside_integers() -> None:
+    beside, alone, x = Pooled(True).eval(), Pooled(False).eval(), noise(5, 8)
+    alone.load_state_dict(beside.state_dict())
+    expected = NeuronConductance(alone, "layer").attribute(x, (0, 1), target=1)
+    with pytest.warns(UserWarning, match="neuron_selector"):
+        found = NeuronConductance(beside, "layer").attribute(x, lambda held: held[0][:, 0, 1], target=1)
+    assert_same(found, expected)
+
+
+def test_the_conductance_of_a_neuron_that_no_gradient_reaches() -> None:
+    method = NeuronConductance(Pooled(False, grad=False).eval(), "layer")
+    with pytest.raises(fusum.ArgumentError, match=r"^layer: what it holds does not depend on inputs"):
+        method.attribute(noise(5, 8), (0, 1), target=1, attribute_to_neuron_input=True)

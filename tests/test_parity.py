@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import fusum.attr
 from cases import CASES, SHORT, Case, having, on, seed
 from checkers import assert_same
+from fusum import ArgumentError
 from layer_cases import BASELINED, HIDDEN, LAYERED
 from models import noise, subject
 
@@ -170,12 +172,23 @@ CLASSES = sorted(name for name in fusum.attr.__all__ if hasattr(getattr(fusum.at
 # What captum's objects hold while they run, or call themselves.
 WITHIN = {
     *("backward_handles", "forward_handles", "layers", "verbose", "attribute_to_layer_input"),
-    *("satisfies_attribute_criteria", "multiply_gradient_acts"),
+    *("satisfies_attribute_criteria", "multiply_gradient_acts", "attributor"),
+    *("kernel_shap_perturb_generator", "kernel_shap_similarity_kernel"),
 }
+FUTURES = ("FeatureAblation", "FeaturePermutation", "ShapleyValueSampling", "ShapleyValues")
 
 
 def parameters(function: Any) -> list[tuple[str, Any, Any]]:
-    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+    found = inspect.signature(function).parameters.values()
+    return [(p.name, p.kind, callable if isinstance(p.default, FunctionType) else p.default) for p in found]
+
+
+def assert_same_parameters(ours: Any, theirs: Any) -> None:
+    """But for options of ours, which only stand by keyword and may be left out."""
+    named = inspect.signature(theirs).parameters
+    more = [(n, k, d) for n, k, d in parameters(ours) if k is inspect.Parameter.KEYWORD_ONLY and n not in named]
+    assert all(default is not inspect.Parameter.empty for *_, default in more)
+    assert [p for p in parameters(ours) if p not in more] == parameters(theirs)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -186,8 +199,8 @@ def test_same_constructor(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in CLASSES if not name.endswith("Attribution")])
 def test_same_attribute_signature(name: str) -> None:
     ours, theirs = getattr(fusum.attr, name).attribute, getattr(captum_attr, name).attribute
-    assert parameters(ours) == parameters(theirs)
-    assert parameters(ours.__wrapped__) == parameters(getattr(theirs, "__wrapped__", theirs))  # LayerLRP has none
+    assert_same_parameters(ours, theirs)
+    assert_same_parameters(ours.__wrapped__, getattr(theirs, "__wrapped__", theirs))  # LayerLRP has none
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -230,6 +243,8 @@ def test_same_properties(name: str, tunnel: bool, multiply: bool | None) -> None
     model = subject("mlp").module
     takes = inspect.signature(getattr(captum_attr, name).__init__).parameters
     options: dict[str, Any] = {"layer": model[2]} if "layer" in takes else {}
+    if name == "LimeBase":
+        options = dict.fromkeys(list(takes)[2:], len)
     if "multiply_by_inputs" in takes and multiply is not None:
         options["multiply_by_inputs"] = multiply
     seen = []
@@ -244,10 +259,39 @@ def test_same_properties(name: str, tunnel: bool, multiply: bool | None) -> None
     assert seen[0] == seen[1]
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if hasattr(getattr(captum_attr, name), "attribute_future")])
+@pytest.mark.parametrize(
+    "name", [n for n in CLASSES if hasattr(getattr(captum_attr, n), "attribute_future") and n not in FUTURES]
+)
 def test_no_futures(name: str) -> None:
     with pytest.raises(NotImplementedError, match="attribute_future"):
         getattr(fusum.attr, name).attribute_future(SHORT[0].explainer(fusum.attr))
+
+
+@pytest.mark.parametrize("name", FUTURES)
+def test_futures(name: str) -> None:
+    """Every forward is started before the first is waited for; the scores are those of attribute, and captum's."""
+    model, x = subject("mlp").module, subject("mlp").inputs[:3]
+    pairs = {"target": 1, "feature_mask": torch.arange(8)[None] // 2}
+    waiting: list[tuple[torch.futures.Future[Any], Any]] = []
+
+    def later(*args: Any) -> torch.futures.Future[Any]:
+        waiting.append((torch.futures.Future(), model(*args)))
+        return waiting[-1][0]
+
+    found = []
+    for attr in (fusum.attr, captum_attr):
+        seed()
+        answer = getattr(attr, name)(later).attribute_future(x, perturbations_per_eval=2, **pairs)
+        assert attr is captum_attr or not answer.done()
+        for future, out in waiting:
+            future.set_result(out)
+        waiting.clear()
+        found.append(answer.wait())
+    seed()
+    assert_same(found[0], getattr(fusum.attr, name)(model).attribute(x, **pairs))
+    assert_same(*found)
+    with pytest.raises(ArgumentError, match="forward_func: returned Tensor"):
+        getattr(fusum.attr, name)(model).attribute_future(x, **pairs)
 
 
 def test_wrapped_attribute_runs_the_same() -> None:

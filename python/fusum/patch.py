@@ -31,6 +31,9 @@ def patch() -> None:
     except ModuleNotFoundError as error:
         raise ImportError("fusum.patch: captum is not installed; import fusum.attr instead of captum.attr") from error
     ours = {getattr(captum, name): getattr(attr, name) for name in attr.__all__ if hasattr(captum, name)}
+    for place in ("lime", "dataloader_attr"):  # what captum's users take from inside it
+        inner, theirs = (importlib.import_module(f"{root}.attr._core.{place}") for root in ("fusum", "captum"))
+        ours |= {getattr(theirs, name): getattr(inner, name) for name in inner.__all__}
     for theirs, mine in ours.items():
         if hasattr(mine, "register"):
             mine.register(theirs)  # captum's other classes still count as, say, GradientAttribution
@@ -39,6 +42,17 @@ def patch() -> None:
             if isinstance(value, (type, FunctionType)) and value in ours and not _is_built_on(value, module, ours):
                 _replaced.append((module, name, value))
                 setattr(module, name, ours[value])
+            if isinstance(value, type) and value.__module__ == module.__name__:
+                _extend_tuples(value, ours)
+
+
+def _extend_tuples(owner: type, ours: dict[Any, Any]) -> None:
+    """Let a class of captum's that lists the classes it works with work with ours, too."""
+    for name, value in list(vars(owner).items()):
+        more = tuple([ours[c] for c in value if isinstance(c, type) and c in ours]) if isinstance(value, tuple) else ()
+        if more:
+            _replaced.append((owner, name, value))
+            setattr(owner, name, (*value, *more))
 
 
 def _is_built_on(theirs: Any, module: ModuleType, ours: dict[Any, Any]) -> bool:

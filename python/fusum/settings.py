@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -55,13 +57,19 @@ def _backend(value: Any) -> str:
     return str(value)
 
 
-def _strict(value: Any) -> bool:
+def flag(name: str, value: Any) -> bool:
+    """value if it is a bool, or an error that names the argument."""
     if not isinstance(value, bool):
-        raise ArgumentTypeError(f"strict: got {value!r} ({type(value).__name__}); expected True or False")
+        raise ArgumentTypeError(f"{name}: got {value!r} ({type(value).__name__}); expected True or False")
     return value
 
 
-_CHECKS = {"max_rows": _optional_rows, "memory": _bytes, "backend": _backend, "strict": _strict}
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "max_rows": _optional_rows,
+    "memory": _bytes,
+    "backend": _backend,
+    "strict": partial(flag, "strict"),
+}
 
 
 def _from_environment() -> Settings:

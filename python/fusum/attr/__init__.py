@@ -7,6 +7,7 @@ from .base import (
     NeuronAttribution,
     PerturbationAttribution,
 )
+from .dataloader import DataLoaderAttribution
 from .embedding import (
     InterpretableEmbeddingBase,
     TokenReferenceBase,
@@ -23,6 +24,8 @@ from .layer_path import (
     LayerGradientShap,
     LayerIntegratedGradients,
 )
+from .layer_perturbation import LayerFeatureAblation, LayerFeaturePermutation, NeuronFeatureAblation
+from .lime import KernelShap, Lime, LimeBase
 from .neuron import (
     NeuronConductance,
     NeuronDeconvolution,
@@ -33,6 +36,8 @@ from .neuron import (
     NeuronGuidedBackprop,
     NeuronIntegratedGradients,
 )
+from .perturbation import FeatureAblation, FeaturePermutation, Occlusion
+from .product_baselines import ProductBaselines
 from .relevance import (
     LRP,
     Alpha1_Beta0_Rule,
@@ -45,16 +50,20 @@ from .relevance import (
     IdentityRule,
     PropagationRule,
 )
+from .shapley import ShapleyValues, ShapleyValueSampling
 from .wrappers import NoiseTunnel
 
 __all__ = [
     "LRP",
     "Alpha1_Beta0_Rule",
     "Attribution",
+    "DataLoaderAttribution",
     "Deconvolution",
     "DeepLift",
     "DeepLiftShap",
     "EpsilonRule",
+    "FeatureAblation",
+    "FeaturePermutation",
     "GammaRule",
     "GradientAttribution",
     "GradientShap",
@@ -65,29 +74,39 @@ __all__ = [
     "IntegratedGradients",
     "InternalInfluence",
     "InterpretableEmbeddingBase",
+    "KernelShap",
     "LayerActivation",
     "LayerAttribution",
     "LayerConductance",
     "LayerDeepLift",
     "LayerDeepLiftShap",
+    "LayerFeatureAblation",
+    "LayerFeaturePermutation",
     "LayerGradCam",
     "LayerGradientShap",
     "LayerGradientXActivation",
     "LayerIntegratedGradients",
     "LayerLRP",
+    "Lime",
+    "LimeBase",
     "NeuronAttribution",
     "NeuronConductance",
     "NeuronDeconvolution",
     "NeuronDeepLift",
     "NeuronDeepLiftShap",
+    "NeuronFeatureAblation",
     "NeuronGradient",
     "NeuronGradientShap",
     "NeuronGuidedBackprop",
     "NeuronIntegratedGradients",
     "NoiseTunnel",
+    "Occlusion",
     "PerturbationAttribution",
+    "ProductBaselines",
     "PropagationRule",
     "Saliency",
+    "ShapleyValueSampling",
+    "ShapleyValues",
     "TokenReferenceBase",
     "configure_interpretable_embedding_layer",
     "remove_interpretable_embedding_layer",

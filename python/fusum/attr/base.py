@@ -5,17 +5,18 @@ from __future__ import annotations
 from abc import ABCMeta
 from collections.abc import Callable
 from functools import wraps
-from inspect import signature
+from inspect import Parameter, Signature, signature
 from typing import Any, ParamSpec
 
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .. import profile
+from .. import profile, progress
 from ..engine.gradients import compute_gradients
-from ..engine.run import convergence_delta, run
+from ..engine.run import convergence_delta, run, run_future
 from ..engine.support import why_not_fused
 from ..plan.spec import PLAIN, Call, Fold, Gradient, Layer, Once, Plan
+from ..settings import flag
 
 P = ParamSpec("P")
 
@@ -23,26 +24,46 @@ P = ParamSpec("P")
 def attribution(build: Callable[P, Call]) -> Callable[P, Any]:
     """Make ``attribute`` of a method that builds a Call: the engine runs it.
 
+    It takes ``show_progress``, as a keyword where the method itself does not.
     As in captum, ``attribute.__wrapped__`` runs the same uncounted; ``attribute.build`` is the method itself.
     """
+    form = signature(build)
+    added = "show_progress" not in form.parameters
 
     @wraps(build)
     def plain(*args: P.args, **kwargs: P.kwargs) -> Any:
-        return run(build(*args, **kwargs))
+        show = added and flag("show_progress", kwargs.pop("show_progress", False))
+        return _run(args[0], build(*args, **kwargs), show)
 
     vars(plain).pop("__wrapped__")
-    vars(plain).update(__signature__=signature(build), build=build)
+    vars(plain).update(__signature__=_with_show_progress(form) if added else form, build=build)
 
     @wraps(plain)
     def attribute(*args: P.args, **kwargs: P.kwargs) -> Any:
+        show = added and flag("show_progress", kwargs.pop("show_progress", False))
         call = build(*args, **kwargs)
         if profile.calls is None:
-            return run(call)
+            return _run(args[0], call, show)
         with profile.timed(type(args[0]).__name__, why_not_fused(call.plan)):
-            return run(call)
+            return _run(args[0], call, show)
 
     vars(attribute)["made"] = attribute
     return attribute
+
+
+def _with_show_progress(form: Signature) -> Signature:
+    last = Parameter("show_progress", Parameter.KEYWORD_ONLY, default=False, annotation="bool")
+    return form.replace(parameters=sorted([*form.parameters.values(), last], key=lambda p: p.kind))
+
+
+def _run(owner: Any, call: Call, show: bool) -> Any:
+    with bar(owner, show or call.show_progress):
+        return run(call)
+
+
+def bar(owner: Any, show_progress: Any) -> progress.shown:
+    """The context of a call of owner's, with a bar in owner's name if one is to be shown."""
+    return progress.shown(f"{owner.get_name()} attribution" if flag("show_progress", show_progress) else None)
 
 
 def built(method: Any, owner: Any, *args: Any) -> Call:
@@ -167,6 +188,17 @@ class NeuronAttribution(InternalAttribution):
 
     def __init__(self, forward_func: Callable[..., Any], layer: Any, device_ids: list[int] | None = None) -> None:
         InternalAttribution.__init__(self, forward_func, layer, device_ids)
+
+
+def future(attribute: Callable[..., Any]) -> Callable[..., Any]:
+    """attribute_future of a class: as its attribute, of a model that returns ``torch.futures.Future``s."""
+    build = vars(attribute)["build"]
+
+    @wraps(build)
+    def attribute_future(*args: Any, **kwargs: Any) -> Any:
+        return run_future(build(*args, **kwargs))
+
+    return attribute_future
 
 
 def no_future(self: Attribution) -> None:

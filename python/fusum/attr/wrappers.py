@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
-from ..plan.spec import Call, Fold, Line, Noise, Other, Pair, Plan
+from ..plan.spec import PERTURBING, Call, Fold, Line, Noise, Other, Pair, Plan
 from ..settings import positive_int
 from .base import Attribution, GradientAttribution, attribution, build_of, no_future
 
@@ -125,4 +125,5 @@ def _takes_noise(call: Call) -> bool:
     if isinstance(points, Line) and points.inside:
         # Noise goes to what the layer holds only where the inputs, such as token ids, do not take it.
         return any(isinstance(x, Tensor) and not x.is_floating_point() for x in inputs)
-    return call.plan.noise is None and not (isinstance(points, Pair) and points.many)
+    apart = isinstance(points, PERTURBING) or (isinstance(points, Pair) and points.many)
+    return call.plan.noise is None and not apart

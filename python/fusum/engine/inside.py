@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..plan.arguments import Arguments, Baseline
+from ..plan.arguments import Arguments, Baseline, as_baselines, promoted
 from ..plan.spec import Call, Line
-from .batch import Batch, Block
+from .batch import Batch, Block, Tensors
 from .gradients import Unused
+from .memory import is_out_of_memory
 from .model import Model, check_rows, keeps_rows_apart
-from .prefix import Prefix
+from .prefix import Generators, Prefix
 from .probe import Mode, Probe
-from .site import Held, Site
+from .site import Around, Held, Site
 
 if TYPE_CHECKING:
     from .run import Job
@@ -69,19 +70,15 @@ def enter(job: Job, call: Call) -> Entered:
     assert isinstance(call.plan.points, Line)
     wants_change = job.wants_delta and call.plan.noise is None
     prefix = site.prefix()
-    end = _inputs(job, site, wants_change, prefix)
-    start = _baselines(job, site, wants_change)
+    end, start = _ends(job, site, wants_change, prefix)
     for x, b in zip(end.values, start.values, strict=True):
         if x.shape[1:] != b.shape[1:]:
             shapes = f"{tuple(b.shape[1:])} at baselines and {tuple(x.shape[1:])} at inputs"
             raise ArgumentError(f"layer: holds rows of shape {shapes}; expected the same")
     explained = [x.is_floating_point() for x in end.values]
     inner = replace(
-        arguments,
-        inputs=tuple([x if real else None for x, real in zip(end.values, explained, strict=True)]),
-        single=False,
+        _arguments(arguments, [x if real else None for x, real in zip(end.values, explained, strict=True)]),
         baselines=tuple([Baseline(b) if real else None for b, real in zip(start.values, explained, strict=True)]),
-        extra=(*arguments.inputs, *arguments.extra, torch.arange(arguments.examples, device=arguments.device)),
     )
     constants = [None if real else x for x, real in zip(end.values, explained, strict=True)]
     model = site.model.only(From(site, constants, prefix), (site.model.part, "from"))
@@ -93,51 +90,113 @@ def enter(job: Job, call: Call) -> Entered:
     return Entered(replace(call, plan=plan, return_convergence_delta=noisy), inner, model, unused, change)
 
 
-def _inputs(job: Job, site: Site, wants_numbers: bool, prefix: Prefix | None) -> Ends:
-    batch = Batch(job.arguments, job.arguments.examples, ())
-
-    def look(block: Block, _: int) -> Ends:
-        at, copies, around = block.inputs, 1, None
-        if prefix is not None:
-            # Of a single example any dimension of 1 may be that of the rows.
-            copies = 2 if block.examples == 1 and job.rows != 1 else 1
-            at = tuple([x if x is None or copies == 1 else torch.cat([x, x]) for x in at])
-            around = partial(prefix.recording, rows=copies * block.examples, examples=block.examples)
-        stop = prefix is None and not wants_numbers
-        held = site.look(Mode.WATCH, at, block.extra(copies), copies * block.examples, stop, around)
-        return _end(job, block, held, wants_numbers)
-
+def at_layer(job: Job, call: Call) -> tuple[Model, Arguments]:
+    """The model from a layer on, and the arguments of a call that changes what the layer holds at the inputs."""
+    site, arguments = job.stepper.site, job.arguments
+    assert site is not None
+    prefix = site.prefix()
+    look = _Look(job, site, False, prefix)
     with torch.no_grad():
-        return _joined([found for _, found in job.planning.pieces(batch, 1, look)])
+        pieces = job.planning.pieces(Batch(arguments, arguments.examples, ()), 1, look.at_inputs)
+        values = tuple(_joined([found for _, found in pieces]).values)
+    values = promoted(values, call.baselines)
+    baselines = as_baselines(call.baselines, values, False, "layer_baselines")
+    inner = replace(_arguments(arguments, values), baselines=baselines)
+    model = site.model.only(From(site, [None] * len(values), prefix), (site.model.part, "from"))
+    return model, inner
 
 
-def _baselines(job: Job, site: Site, wants_numbers: bool) -> Ends:
-    """At one row where that stands against every example, and every example has the same target."""
-    arguments = job.arguments
-    batch = Batch(arguments, arguments.examples, arguments.baselines)
+def _arguments(arguments: Arguments, values: Sequence[Tensor | None]) -> Arguments:
+    """The arguments of the model from a layer on: what that holds, the model's own, and rows' examples."""
+    index = torch.arange(arguments.examples, device=arguments.device)
+    extra = (*arguments.inputs, *arguments.extra, index)
+    return replace(arguments, inputs=tuple(values), single=False, extra=extra)
+
+
+def _ends(job: Job, site: Site, wants_numbers: bool, prefix: Prefix | None) -> tuple[Ends, Ends]:
+    """What layers hold at inputs and at baselines: by one forward, where all rows fit in one and are known to be apart.
+
+    Baselines are one row where that stands against every example, and every example has the same target.
+    """
+    arguments, look = job.arguments, _Look(job, site, wants_numbers, prefix)
+    examples, apart = arguments.examples, keeps_rows_apart(site.model.key)
+    batch = Batch(arguments, examples, arguments.baselines)
     shared = all(b is None or b.shared for b in arguments.baselines) and not batch.has_travelling_extra()
-    if shared and arguments.target.rows is None and keeps_rows_apart(site.model.key):
-        batch = Batch(arguments, 1, arguments.baselines)
-
-    def look(block: Block, _: int) -> Ends:
-        pairs = zip(block.baselines, arguments.inputs, strict=True)
-        at = [None if b is None or x is None else b.like((block.examples, *x.shape[1:])) for b, x in pairs]
-        held = site.look(Mode.WATCH, at, block.extra(1), block.examples, not wants_numbers)
-        return _end(job, block, held, wants_numbers)
-
+    rows = 1 if shared and apart and arguments.target.rows is None else examples
     with torch.no_grad():
-        return _joined([found for _, found in job.planning.pieces(batch, 1, look)])
+        both = look.at_both(batch.block(0, examples), rows) if apart else None
+        if both is not None:
+            return both
+        at_inputs = job.planning.pieces(Batch(arguments, examples, ()), 1, look.at_inputs)
+        end = _joined([found for _, found in at_inputs])
+        at_baselines = job.planning.pieces(Batch(arguments, rows, arguments.baselines), 1, look.at_baselines)
+        return end, _joined([found for _, found in at_baselines])
 
 
-def _end(job: Job, block: Block, held: Held, wants_numbers: bool) -> Ends:
-    """Of a block's examples, which are the first of held's rows."""
-    values = [v[: block.examples] for v in held.values]
-    if not wants_numbers:
-        return Ends(values, held.sizes, None)
-    check_rows(held.out, held.rows)
-    out = held.out[: block.examples]
-    numbers = job.arguments.target.pick(out, block.target_rows(1, out.device))
-    return Ends(values, held.sizes, numbers.reshape(block.examples))
+class _Look:
+    """What layers hold at the ends of a block's paths; prefix: records what runs before them at inputs."""
+
+    def __init__(self, job: Job, site: Site, wants_numbers: bool, prefix: Prefix | None) -> None:
+        self._job, self._site, self._wants_numbers, self._prefix = job, site, wants_numbers, prefix
+
+    def at_both(self, block: Block, rows: int) -> tuple[Ends, Ends] | None:
+        """At inputs and at rows rows of baselines; None where they do not fit in one forward, or draw in it."""
+        most, generators = self._job.rows, Generators()
+        if most is not None and block.examples + rows > most:
+            return None
+        try:
+            found = self._at_both(block, rows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        if not generators.moved():
+            return found
+        generators.restore()
+        return None
+
+    def _at_both(self, block: Block, rows: int) -> tuple[Ends, Ends]:
+        examples, copies = block.examples, 2 if rows == block.examples else 1
+        pairs = zip(block.inputs, self._baselines(block, rows), strict=True)
+        at = tuple([x if x is None or b is None else torch.cat([x, b]) for x, b in pairs])
+        held = self._held(at, block.extra(copies), examples + rows, self._recording(examples + rows, examples))
+        return self._end(block, held, 0, examples), self._end(block, held, examples, rows)
+
+    def at_inputs(self, block: Block, _: int) -> Ends:
+        """At a block's inputs."""
+        # Of a single example any dimension of 1 may be that of the rows.
+        copies = 2 if self._prefix is not None and block.examples == 1 and self._job.rows != 1 else 1
+        rows = copies * block.examples
+        at = tuple([x if x is None or copies == 1 else torch.cat([x, x]) for x in block.inputs])
+        held = self._held(at, block.extra(copies), rows, self._recording(rows, block.examples))
+        return self._end(block, held, 0, block.examples)
+
+    def at_baselines(self, block: Block, _: int) -> Ends:
+        """At a block's baselines."""
+        held = self._held(self._baselines(block, block.examples), block.extra(1), block.examples, None)
+        return self._end(block, held, 0, block.examples)
+
+    def _baselines(self, block: Block, rows: int) -> Tensors:
+        pairs = zip(block.baselines, self._job.arguments.inputs, strict=True)
+        return tuple([None if b is None or x is None else b.like((rows, *x.shape[1:])) for b, x in pairs])
+
+    def _recording(self, rows: int, examples: int) -> Around | None:
+        return None if self._prefix is None else partial(self._prefix.recording, rows=rows, examples=examples)
+
+    def _held(self, at: Tensors, extra: tuple[Any, ...], rows: int, around: Around | None) -> Held:
+        sees_all = around is not None and self._prefix is not None and not self._prefix.stops
+        stop = not (sees_all or self._wants_numbers)
+        return self._site.look(Mode.WATCH, at, extra, rows, stop, around)
+
+    def _end(self, block: Block, held: Held, start: int, rows: int) -> Ends:
+        """Of rows from start."""
+        values = [v[start : start + rows] for v in held.values]
+        if not self._wants_numbers:
+            return Ends(values, held.sizes, None)
+        check_rows(held.out, held.rows)
+        out = held.out[start : start + rows]
+        numbers = self._job.arguments.target.pick(out, block.target_rows(1, out.device))
+        return Ends(values, held.sizes, numbers.reshape(rows))
 
 
 def _joined(ends: list[Ends]) -> Ends:

@@ -54,7 +54,11 @@ def last_call(held: Held, tensors: Sequence[Tensor] | None = None) -> list[Tenso
 def conducted(neuron: Neuron, reached: Tensor, held: Held, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Gradients of inputs through a neuron: its own, weighed by that of the explained numbers with respect to it."""
     last = held.raw[-len(held.form[0][-1]) :]
-    outer = differentiate(reached, last, unused=Unused((len(last),), neuron.layer.may_be_unused))
+    explained = [t for t in last if t.requires_grad]
+    if not explained:
+        raise ArgumentError("layer: what it holds does not depend on inputs differentiably; expected it to")
+    found = iter(differentiate(reached, explained, unused=Unused((len(explained),), neuron.layer.may_be_unused)))
+    outer = [next(found) if t.requires_grad else torch.zeros_like(t) for t in last]
     weights = select(neuron.selector, last_call(held, outer), held.rows)
     numbers = select(neuron.selector, last_call(held), held.rows)
     return filled(run_backward(numbers, weights.detach(), leaves), leaves)
@@ -92,7 +96,7 @@ def cam(how: Cam, gradient: Tensor, value: Tensor) -> Tensor:
     return scores.relu() if how.positive else scores
 
 
-def fold(how: Fold | Cam | Callable[..., Any], gradients: Tensors, values: Sequence[Tensor]) -> Tensors:
+def fold(how: Fold | Cam | Callable[..., Any], gradients: Tensors, held: Held | None) -> Tensors:
     """Scores of layers from gradients and from what they hold, [rows, ...]."""
     if isinstance(how, Cam):
         scored: Callable[[Tensor, Tensor], Tensor] = lambda g, v: cam(how, g, v)  # noqa: E731
@@ -100,7 +104,8 @@ def fold(how: Fold | Cam | Callable[..., Any], gradients: Tensors, values: Seque
         scored = torch.mul
     else:
         return gradients
-    return tuple([None if g is None else scored(g, v) for g, v in zip(gradients, values, strict=True)])
+    assert held is not None
+    return tuple([None if g is None else scored(g, v) for g, v in zip(gradients, held.values, strict=True)])
 
 
 class StepSum:
@@ -115,7 +120,7 @@ class StepSum:
 
     def add(self, gradients: Tensor, values: Tensor) -> None:
         """Add the next points' gradients and values, [n * B, ...]."""
-        g, v = (t.unflatten(0, (-1, self._examples)) for t in (gradients, values))
+        g, v = [t.view(-1, self._examples, *t.shape[1:]) for t in (gradients, values)]
         if self._last is not None:
             self._add(self._last[0] * (v[0] - self._last[1]))
         if len(g) > 1:

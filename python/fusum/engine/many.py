@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .. import progress
 from ..backward import run_backward
 from ..errors import ArgumentError
 from ..plan.spec import Fold, Pair
@@ -114,6 +115,7 @@ class ManyPairing(Pairing):
             recorded = self.record(at, block.extra(count), count * block.examples)
             xs = tuple([x if x is None else x.repeat(count, *[1] * (x.dim() - 1)) for x in block.inputs])
             reached, found = self.back(recorded.tape, xs, block, count)
+            progress.advance(count * block.examples)
             shape = (count, block.examples)
             change = None
             if job.wants_delta:
@@ -167,6 +169,7 @@ class ManyPairing(Pairing):
             count = min(points, stop - first)
             tape.turn(first - start, count)
             found = self._multipliers(tape, reached, last=first + count == stop)
+            progress.advance(count * block.examples)
             part = None if change is None else change[first - start : first - start + count]
             if held is None:
                 rest = iter(found)

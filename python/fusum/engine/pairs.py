@@ -9,7 +9,7 @@ from weakref import WeakSet
 
 from torch import Tensor
 
-from .. import ops
+from .. import ops, progress
 from ..plan.arguments import Baseline
 from ..plan.spec import Fold
 from ..rules.tape import Overwritten, Tape, Unpairable
@@ -83,6 +83,7 @@ class Pairing:
         job = self._job
         recorded = self._baselines(block)
         reached, multipliers = self.back(recorded.tape, block.inputs, block, 1)
+        progress.advance(block.examples)
         if reached.held is None:
             scores = self._fold(multipliers, block.inputs, block.baselines)
         else:

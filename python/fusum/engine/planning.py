@@ -22,15 +22,23 @@ T = TypeVar("T")
 class Planning:
     """How many rows the model of one call sees at once (None: all): as set, or else as its footprint allows.
 
-    points: evaluations of each example.
+    points: evaluations of each example. forward_only: without gradients.
     """
 
     __slots__ = ("_arguments", "_footprint", "_model", "_settings", "rows")
 
-    def __init__(self, plan: Plan, model: Model, arguments: Arguments, settings: Settings, points: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        model: Model,
+        arguments: Arguments,
+        settings: Settings,
+        points: int,
+        forward_only: bool = False,
+    ) -> None:
         self._model, self._arguments, self._settings = model, arguments, settings
         automatic = self._is_automatic(plan, points)
-        self._footprint = Footprint(model.key, arguments.inputs, model.part) if automatic else None
+        self._footprint = Footprint(model.key, arguments.inputs, model.part, forward_only) if automatic else None
         self.rows = self._most_rows()
 
     def _is_automatic(self, plan: Plan, points: int) -> bool:
@@ -59,13 +67,13 @@ class Planning:
             try:
                 found = work(batch.block(start, start + examples), points)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or not self._shrink(examples, points):
+                if not is_out_of_memory(error) or not self.shrink(examples, points):
                     raise
                 continue
             yield start, found
             start += examples
 
-    def _shrink(self, examples: int, points: int) -> bool:
+    def shrink(self, examples: int, points: int) -> bool:
         """After running out of memory: take fewer rows from now on. False where there are none fewer."""
         smaller = halve(examples, points)
         if smaller is None or (smaller[0] < examples and couples_rows(self._model.key)):

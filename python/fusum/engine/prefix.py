@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableSet, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.autograd.graph import increment_version
 
 from .probe import Probe, is_current
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+from .trees import leaves, mapped
 
 
 @dataclass(slots=True, eq=False)
@@ -84,11 +83,14 @@ class Tracked(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        tracked = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tracked)]
+        tracked = leaves((args, kwargs), Tracked)
         for t in tracked:
             t.note.read(t.inside)
-        args, kwargs = tree_map_only(Tracked, _inner, (args, kwargs or {}))
+        pairs = zip(args, op._schema.arguments, strict=False)
+        written = [a.inside for a, s in pairs if isinstance(a, Tracked) and s.alias_info and s.alias_info.is_write]
+        args, kwargs = mapped(_inner, (args, kwargs or {}), Tracked)
         found = op(*args, **kwargs)
+        increment_version(written)  # down here torch does not
         for t in tracked:
             t.note.version = t.inside._version
         return found
@@ -113,23 +115,39 @@ class Prefix:
     without hooks of their own; none if the model draws random numbers.
     """
 
-    def __init__(self, root: nn.Module, layers: Sequence[nn.Module], of_input: bool) -> None:
-        wanted = set(layers)
-        on_the_way = {m for m in root.modules() if not wanted.isdisjoint(m.modules())}
+    def __init__(
+        self, root: nn.Module, layers: Sequence[nn.Module], of_input: bool, late: MutableSet[nn.Module]
+    ) -> None:
+        """late: modules that have been seen not to run wholly before the layers; others are added."""
+        self._all, self._of_input, self._late = set(layers), of_input, late
         # What a layer returns is replaced anyway; where layers are inside others, only the inner ones need not run.
-        inner = [m for m in wanted if wanted.isdisjoint(list(m.modules())[1:])]
-        self._layers = [] if of_input else [m for m in inner if _may_be_skipped(m)]
-        self._modules = [m for m in _outside(root, on_the_way - set(self._layers)) if m not in wanted]
-        self._modules = [m for m in self._modules if _may_be_skipped(m)]
+        inner = [] if of_input else [m for m in self._all if self._all.isdisjoint(list(m.modules())[1:])]
+        self._layers = [m for m in inner if _may_be_skipped(m)]
+        outside = [m for m in dict.fromkeys(self._outside(root)[1]) if m not in late]
+        self._modules = [m for m in outside if _may_be_skipped(m)]
         self._returned: dict[nn.Module, Any] | None = None  # before anything was recorded
-        self._of_input = of_input
-        self._all = wanted
+
+    @property
+    def stops(self) -> bool:
+        """Whether nothing that runs after the layers needs to be seen: no other modules need not run again."""
+        return not self._modules
+
+    def _outside(self, module: nn.Module) -> tuple[bool, list[nn.Module]]:
+        """Whether a module is or holds a layer; the outermost modules inside it, or itself, that do not."""
+        if module in self._layers:
+            return True, []
+        holds, found = module in self._all, []
+        for child in module.children():
+            child_holds, inside = self._outside(child)
+            holds = holds or child_holds
+            found += inside
+        return holds, found if holds or isinstance(module, (nn.ModuleList, nn.ModuleDict)) else [module]
 
     @contextmanager
     def recording(self, probe: Probe, rows: int, examples: int) -> Iterator[None]:
         """A whole forward of rows rows, the first of which are a block of examples; blocks come in order."""
         calls = {m: Calls() for m in (*self._modules, *(self._all if self._of_input else self._layers))}
-        handles, before = [], _random_state()
+        handles, generators = [], Generators()
         try:
             for module, noted in calls.items():
                 handles.append(module.register_forward_pre_hook(self._take(probe, noted), with_kwargs=True))
@@ -141,7 +159,7 @@ class Prefix:
         finally:
             for handle in handles:
                 handle.remove()
-        self._join(calls if _random_state() == before else {}, examples)
+        self._join({} if generators.moved() else calls, examples)
 
     def _take(self, probe: Probe, noted: Calls) -> Callable[..., Any]:
         """A hook that hands a module the tensors inside."""
@@ -150,10 +168,10 @@ class Prefix:
             if not is_current(probe):
                 return None
             # Of a layer's input only what stands by position is replaced, if anything does.
-            read = self._of_input and module in self._all and has_tensors(args)
+            read = self._of_input and module in self._all and bool(leaves(args, Tensor))
             taken = args if read else (args, kwargs)
-            noted.took += [t for t in tree_leaves(taken) if isinstance(t, Tracked)]
-            bare = tree_map_only(Tracked, _inner, taken)
+            noted.took += leaves(taken, Tracked)
+            bare = mapped(_inner, taken, Tracked)
             return (bare, kwargs) if read else bare
 
         return hook
@@ -164,6 +182,7 @@ class Prefix:
             if noted.count != 1 or noted.after:
                 for t in noted.took:
                     t.note.read(t.inside)
+        self._late |= {m for m, c in calls.items() if m not in self._all and (c.count > 1 or c.after)}
         found = {m: c.returned for m, c in calls.items() if c.count == 1 and not c.after and c.returned is not None}
         if any(note.spoiled for tree in found.values() for note in _notes(tree)):
             found = {}
@@ -203,7 +222,7 @@ class _Replay:
         if not mine or returned is None:
             return type(self._module).forward(self._module, *args, **kwargs)
         self._returned = None
-        return tree_map_only(Note, lambda note: note.repeated(self._index), returned)
+        return mapped(lambda note: note.repeated(self._index), returned, Note)
 
 
 def _give(probe: Probe, noted: Calls, rows: int) -> Callable[..., Any]:
@@ -214,8 +233,8 @@ def _give(probe: Probe, noted: Calls, rows: int) -> Callable[..., Any]:
             return None
         noted.count += 1
         noted.after = noted.after or bool(probe.visits)
-        wrapped = tree_map_only(Tensor, lambda t: Tracked.of(t, Note(_unfilled(t), rows, version=t._version)), returned)
-        noted.returned = tree_map_only(Tracked, lambda t: t.note, wrapped)
+        wrapped = mapped(lambda t: Tracked.of(t, Note(_unfilled(t), rows, version=t._version)), returned, Tensor)
+        noted.returned = mapped(lambda t: t.note, wrapped, Tracked)
         return None if noted.after or noted.count > 1 else wrapped
 
     return hook
@@ -227,7 +246,7 @@ def _note(probe: Probe, noted: Calls, rows: int) -> Callable[..., Any]:
     def hook(module: nn.Module, args: Any, returned: Any) -> None:
         if is_current(probe):
             noted.count += 1
-            noted.returned = tree_map_only(Tensor, lambda t: Note(_unfilled(t), rows), returned)
+            noted.returned = mapped(lambda t: Note(_unfilled(t), rows), returned, Tensor)
 
     return hook
 
@@ -237,32 +256,35 @@ def _unfilled(t: Tensor) -> Tensor:
     return t.new_empty(()).expand(t.shape)
 
 
-def has_tensors(tree: Any) -> bool:
-    """Whether any leaf is a tensor."""
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(tree))
-
-
 def _notes(tree: Any) -> list[Note]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Note)]
-
-
-def _outside(module: nn.Module, on_the_way: set[nn.Module]) -> Iterator[nn.Module]:
-    """The outermost modules inside module that hold no layer."""
-    for child in module.children():
-        if child in on_the_way or isinstance(child, (nn.ModuleList, nn.ModuleDict)):
-            yield from _outside(child, on_the_way)
-        else:
-            yield child
+    return leaves(tree, Note)
 
 
 def _may_be_skipped(module: nn.Module) -> bool:
     return not isinstance(module, torch.jit.ScriptModule) and not any(
-        m.training or any(getattr(m, name) for name in _HOOKS) for m in module.modules()
+        m.training or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+        for m in module.modules()
     )
 
 
-def _random_state() -> tuple[Any, ...]:
+class Generators:
     """Where the generators stand that a model may draw from."""
-    cuda = [s.tolist() for s in torch.cuda.get_rng_state_all()] if torch.cuda.is_initialized() else []
-    drawn = pickle.dumps(np.random.get_state())
-    return torch.get_rng_state().numpy().tobytes(), cuda, drawn, random.getstate()
+
+    def __init__(self) -> None:
+        self._torch, self._numpy, self._python = torch.get_rng_state(), np.random.get_state(), random.getstate()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def moved(self) -> bool:
+        """Whether anything has been drawn since."""
+        now = Generators()
+        tensors = zip((self._torch, *self._cuda), (now._torch, *now._cuda), strict=False)
+        same = all(torch.equal(a, b) for a, b in tensors) and self._python == now._python
+        return not same or pickle.dumps(self._numpy) != pickle.dumps(now._numpy)
+
+    def restore(self) -> None:
+        """Take back what has been drawn since."""
+        torch.set_rng_state(self._torch)
+        np.random.set_state(self._numpy)
+        random.setstate(self._python)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)

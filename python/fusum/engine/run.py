@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import ops, progress
 from ..errors import ArgumentError
 from ..plan import points as draw
 from ..plan.arguments import Arguments, normalise
 from ..plan.chunks import even
-from ..plan.spec import PLAIN, Call, Cam, Fold, Line, Noise, Other, Pair, RandomLine, Relevance
+from ..plan.spec import PERTURBING, PLAIN, Call, Cam, Fold, Line, Noise, Other, Pair, RandomLine, Relevance
 from ..settings import Settings, current
 from .batch import Baselines, Batch, Block, Tensors
 from .first import PathSum, may_stop
@@ -23,6 +23,7 @@ from .layers import StepSum, fold
 from .many import ManyPairing
 from .model import Model, check_rows, keeps_rows_apart
 from .pairs import Pairing
+from .perturb import perturb, perturb_future
 from .planning import Planning
 from .scope import scope
 from .step import Step, Stepper
@@ -42,6 +43,8 @@ def run(call: Call) -> Any:
             return smooth_other(noise, call.plan.points, call.inputs)
         arguments = normalise(call)
         job = Job(call, arguments, settings)
+        if isinstance(call.plan.points, PERTURBING):
+            return perturb(job, call)
         if isinstance(call.plan.points, Line) and call.plan.points.inside:
             return _inside(job, call, settings)
         scores, delta = job.scores()
@@ -49,6 +52,12 @@ def run(call: Call) -> Any:
         if delta is not None and delta.dim() > 1:  # one for each of a list of layers
             return result, list(delta.unbind(1))
     return (result, delta) if call.return_convergence_delta else result
+
+
+def run_future(call: Call) -> Any:
+    """A future of the same, of a model that returns futures; no gradient is taken."""
+    with scope():
+        return perturb_future(Job(call, normalise(call), current()), call)
 
 
 def _inside(outer: Job, call: Call, settings: Settings) -> Any:
@@ -163,6 +172,7 @@ class Job:
     def scores(self) -> tuple[Scores, Tensor | None]:
         """Scores and deltas of all examples, folded over noisy copies where the plan wants those."""
         noise = self.plan.noise
+        progress.expect(self.arguments.examples * self.points * (1 if noise is None else noise.samples))
         if noise is not None:
             return smooth(noise, self.arguments.inputs, self.tunnel(noise))
         return self.all(Batch(self.arguments, self.arguments.examples, self.baselines))
@@ -223,7 +233,7 @@ class Job:
             baselines = block.baselines or block.inputs
             return tuple([_fold(how, *each) for each in zip(step.gradients, block.inputs, baselines, strict=True)])
         if how is not Fold.TIMES_CHANGE:
-            return fold(how, step.gradients, () if step.held is None else step.held.values)
+            return fold(how, step.gradients, step.held)
         # The layer's change between the ends of a path on which the gradient was taken.
         rows = block.examples
         pairs = zip(block.inputs, block.baselines, strict=True)
@@ -303,10 +313,14 @@ class Job:
 
     def _step(self, at: Tensors, block: Block, points: int, sums: Sequence[PathSum] = ()) -> Step:
         """Gradients at the given rows; sums: what they are added to, if the way back may stop before the inputs."""
+        rows = points * block.examples
         if self.plan.rule.function is not None:
-            return self.stepper.step(at, block, points)
-        with self.measuring(points * block.examples):
-            return self.stepper.step(at, block, points, sums)
+            step = self.stepper.step(at, block, points)
+        else:
+            with self.measuring(rows):
+                step = self.stepper.step(at, block, points, sums)
+        progress.advance(rows)
+        return step
 
 
 def _fold(how: Fold, gradient: Tensor | None, x: Tensor | None, baseline: Any) -> Tensor | None:

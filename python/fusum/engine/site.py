@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, ArgumentTypeError
 from ..plan.spec import Layer
 from ..rules.state import below
+from ..rules.turn import is_ruled
 from ..settings import current
-from .hooks import HookSites
+from .hooks import HookSites, module_of, shapes_of
 from .model import Model, remember, remembers
-from .prefix import Prefix
-from .probe import Mode, Probe, probing
-from .program import ProgramSites
+from .prefix import Generators, Prefix
+from .probe import Mode, Probe, Readers, Rows, probing
+from .program import ProgramSites, layers_of
 from .script import ScriptSites
 from .support import some
+from .trees import leaves
 
 
 class Sites(Protocol):
@@ -31,58 +33,7 @@ class Sites(Protocol):
         """The forward on args, in which each call of a layer visits the current probe; stop: the rest is not needed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Where a tensor inside a model has its rows: along dimension dim, group of them for each example."""
-
-    dim: int
-    group: int
-
-    @staticmethod
-    def of(shape: torch.Size, rows: int) -> Rows | None:
-        """Told by the shape of a tensor for so many examples, where that leaves no doubt."""
-        along = [d for d, size in enumerate(shape) if size == rows]
-        grouped = len(shape) > 0 and shape[0] % rows == 0
-        if along == [0] or (len(along) == 1 and not grouped):
-            return Rows(along[0], 1)
-        return None
-
-    @staticmethod
-    def between(shape: torch.Size, other: torch.Size, rows: int, others: int) -> Rows | None:
-        """Told by the shapes of a tensor for two numbers of examples."""
-        changed = [d for d, (a, b) in enumerate(zip(shape, other, strict=False)) if a != b]
-        if len(shape) != len(other) or len(changed) != 1:
-            return None
-        dim, size = changed[0], shape[changed[0]]
-        if size % rows or other[dim] != size // rows * others or (dim and size != rows):
-            return None
-        return Rows(dim, size // rows)
-
-    @staticmethod
-    def likely(shape: torch.Size, rows: int) -> Rows | None:
-        """Told by the shape of a tensor as well as may be."""
-        along = [d for d, size in enumerate(shape) if size == rows]
-        if along:
-            return Rows(along[0], 1)
-        return Rows(0, shape[0] // rows) if len(shape) and shape[0] % rows == 0 else None
-
-    def fits(self, shape: torch.Size, rows: int) -> bool:
-        """Whether a tensor of this shape may hold so many examples in this way."""
-        return len(shape) > self.dim and shape[self.dim] == rows * self.group
-
-    def first(self, t: Tensor, offset: int = 0) -> Tensor:
-        """The tensor with its examples first, behind offset other dimensions: [examples, ...]."""
-        if self.group > 1:
-            return t.unflatten(offset, (-1, self.group))  # type: ignore[no-any-return]
-        return t if self.dim == 0 else t.movedim(self.dim + offset, offset)
-
-    def back(self, t: Tensor) -> Tensor:
-        """The tensor as the layer holds it."""
-        if self.group > 1:
-            return t.flatten(0, 1)
-        return t.movedim(0, self.dim) if self.dim else t
-
-
+T = TypeVar("T")
 # A context for the forward of a probe.
 Around = Callable[[Probe], AbstractContextManager[None]]
 # A layer's number and its tensors, call after call.
@@ -132,14 +83,22 @@ class Site:
     """Layers of one model, at what they return or take.
 
     most: how many rows the model may see at once. differentiable: gradients are taken of what the layers hold.
+    replaced: the model goes on with tensors in place of those that the layers hold.
     """
 
-    __slots__ = ("_names", "_sites", "differentiable", "form", "model", "most", "where")
+    __slots__ = (
+        *("_buffers", "_is_settled", "_names", "_sites"),
+        *("differentiable", "form", "model", "most", "replaced", "where"),
+    )
 
-    def __init__(self, model: Model, where: Layer, most: int | None, differentiable: bool = True) -> None:
-        self.where, self.most, self.differentiable = where, most, differentiable
+    def __init__(
+        self, model: Model, where: Layer, most: int | None, differentiable: bool = True, replaced: bool = True
+    ) -> None:
+        self.where, self.most, self.differentiable, self.replaced = where, most, differentiable, replaced
+        self._is_settled = not replaced
         self.form: Form | None = None  # once it is known
         self._names, self._sites = open_sites(model, where)
+        self._buffers: list[dict[str, Tensor | None]] | None = None  # each module's, once they are wanted
         self.model = model.only(model.call, (self._names, where.of_input))
 
     def look(
@@ -158,22 +117,26 @@ class Site:
         given = self.model.given(tuple(inputs), extra, rows)
         held = self.watch(given, max(rows, self.model.low), mode, stop, around)
         held.rows = rows
-        if not stop:
+        if not stop and self.differentiable:
             held.out = self.model.result(held.out, rows)
         return held
 
     def watch(self, args: tuple[Any, ...], rows: int, mode: Mode, stop: bool, around: Around | None = None) -> Held:
         """What the layers hold at the model's arguments, and what it returns."""
-        owner = self.model.key
-        probe = Probe(mode, (), self.where.of_input, owner.buffers if isinstance(owner, nn.Module) else tuple)
-        # Not the tensors themselves: a layer's input may become a leaf.
-        args = tuple([a.detach() if isinstance(a, Tensor) and not a.requires_grad else a for a in args])
+        probe = Probe(mode, (), self.where.of_input, self._own, None if self.replaced else False, rows)
+        known = enumerate(self.form or ())
+        probe.firsts = frozenset([i for i, calls in known if all(r == Rows(0, 1) for call in calls for r in call)])
+        # Not the tensors themselves: a layer's input may become a leaf, and under a rule is written to.
+        own = torch.clone if self.where.of_input and is_ruled() else torch.detach
+        args = tuple([own(a) if isinstance(a, Tensor) and not a.requires_grad else a for a in args])
         out = self.run(probe, args, stop, around)
         visits = sorted(probe.visits, key=lambda visit: visit[0])
+        flat = [t for _, tensors in visits for t in tensors]
         if self.form is None:
             self.form = self._learn(visits, args, rows)
-        flat = [t for _, tensors in visits for t in tensors]
-        if not self._fits(visits, rows):
+            if not self._fits(self.form, visits, rows):
+                return self.watch(args, rows, mode, stop, around)  # now that one row is known to be for all
+        elif not self._fits(self.form, visits, rows):
             got = ", ".join(f"{tuple(t.shape)}" for t in flat)
             raise ArgumentError(f"layer: {self._called} holds other tensors than before: {got} for {rows} examples")
         if not any(t.is_floating_point() for t in flat) and (self.differentiable or not flat):
@@ -181,14 +144,21 @@ class Site:
             raise ArgumentTypeError(f"layer: {self._called} holds {got}; expected floating point")
         return Held(self.form, flat, rows, out)
 
+    def _own(self) -> Iterator[Tensor | None]:
+        """The model's buffers."""
+        if self._buffers is None:
+            owner = self.model.key
+            self._buffers = [m._buffers for m in owner.modules()] if isinstance(owner, nn.Module) else []
+        return (t for buffers in self._buffers for t in buffers.values())
+
     @property
     def _called(self) -> str:
         return ", ".join(self._names)
 
-    def _fits(self, visits: Visits, rows: int) -> bool:
+    @staticmethod
+    def _fits(form: Form, visits: Visits, rows: int) -> bool:
         """Whether layers were called as the form says."""
-        assert self.form is not None
-        calls = [(layer, call) for layer, calls in enumerate(self.form) for call in calls]
+        calls = [(layer, call) for layer, calls in enumerate(form) for call in calls]
         if [(layer, len(tensors)) for layer, tensors in visits] != [(layer, len(call)) for layer, call in calls]:
             return False
         pairs = [pair for (_, ts), (_, call) in zip(visits, calls, strict=True) for pair in zip(ts, call, strict=True)]
@@ -197,7 +167,11 @@ class Site:
     def _learn(self, visits: Visits, args: tuple[Any, ...], rows: int) -> Form:
         """Where the tensors of a first forward have their rows."""
         found = [[Rows.of(t.shape, rows) for t in tensors] for _, tensors in visits]
-        if any(r is None for call in found for r in call):
+        doubtful = any(r is None for call in found for r in call)
+        kept, key = self._remembered(_forms, args)
+        if doubtful and key in kept and self._fits(kept[key], visits, rows):
+            return kept[key]
+        if doubtful:
             found = self._compare(visits, args, rows)
         form: list[list[tuple[Rows, ...]]] = [[] for _ in self._names]
         for (layer, tensors), call in zip(visits, found, strict=True):
@@ -206,7 +180,21 @@ class Site:
                     got = f"a tensor of shape {tuple(t.shape)} for {rows} examples"
                     raise ArgumentError(f"layer: {self._names[layer]} holds {got}; expected a dimension of {rows}")
             form[layer].append(tuple([r for r in call if r is not None]))
-        return tuple([tuple(calls) for calls in form])
+        learnt = tuple([tuple(calls) for calls in form])
+        if doubtful:
+            kept[key] = learnt
+        return learnt
+
+    def _remembered(
+        self, store: WeakKeyDictionary[Any, dict[Any, T]], args: tuple[Any, ...]
+    ) -> tuple[dict[Any, T], Any]:
+        """What was learnt of layers of this model at other calls, and by which key."""
+        layers = tuple([layer if isinstance(layer, str) else id(layer) for layer in self.where.all])
+        try:
+            kept = store.setdefault(self.model.key, {})
+        except TypeError:  # a model that cannot be referred to weakly
+            kept = {}
+        return kept, (layers, self._names, self.where.of_input, shapes_of(args), is_ruled())
 
     def _compare(self, visits: Visits, args: tuple[Any, ...], rows: int) -> list[list[Rows | None]]:
         """The same where the shapes leave doubts, told by a forward of another number of rows, if there may be one."""
@@ -214,9 +202,9 @@ class Site:
         others = rows - 1 if rows > self.model.low else 2 * rows
         if others > most:
             return [[Rows.likely(t.shape, rows) for t in tensors] for _, tensors in visits]
-        probe = Probe(Mode.WATCH)
+        probe = Probe(Mode.WATCH, rows=others)
         with torch.no_grad(), below():
-            self.run(probe, tuple([_resized(a, rows, others) for a in args]), stop=True)
+            self._forward(probe, tuple([_resized(a, rows, others) for a in args]), stop=True)
         again = sorted(probe.visits, key=lambda visit: visit[0])
         if [(i, len(ts)) for i, ts in again] != [(i, len(ts)) for i, ts in visits]:
             return [[None] * len(tensors) for _, tensors in visits]
@@ -229,10 +217,39 @@ class Site:
         """Find out where a forward may stop, before one that is compared with others."""
         if isinstance(self._sites, HookSites) and not self._sites.knows(args):
             with torch.no_grad(), below():
-                self.run(Probe(Mode.WATCH), args, stop=True)
+                self._forward(Probe(Mode.WATCH), args, stop=True)
 
     def run(self, probe: Probe, args: tuple[Any, ...], stop: bool = False, around: Around | None = None) -> Any:
         """The model's forward, in which the layers' calls visit a probe."""
+        if not self._is_settled:
+            kept, key = self._remembered(_settled, args)
+            self._is_settled = key in kept
+        if self._is_settled:
+            return self._forward(probe, args, stop, around)
+        probe.pairs = []
+        out = self._forward(probe, args, False, around)
+        self._settle(any(pair.is_doubtful for pair in probe.pairs), args)
+        probe.pairs = None
+        return out
+
+    def _settle(self, doubtful: bool, args: tuple[Any, ...]) -> None:
+        """Raise if others read the memory of what layers hold where it is written to: copies are, in its place."""
+        if doubtful:
+            probe, generators = Probe(Mode.WATCH, (), self.where.of_input, copies=True), Generators()
+            probe.pairs = []
+            with torch.no_grad(), below(), Readers(probe.pairs) as readers:
+                out = self._forward(probe, args)
+            readers.read(leaves(out, Tensor))
+            generators.restore()
+            if readers.torn:
+                raise ArgumentError(
+                    f"layer: what {self._called} holds is read by others, and it is written to in place or a view; "
+                    "expected a layer whose tensors can be replaced (inplace=False makes it one)"
+                )
+        kept, key = self._remembered(_settled, args)
+        kept[key], self._is_settled = True, True
+
+    def _forward(self, probe: Probe, args: tuple[Any, ...], stop: bool = False, around: Around | None = None) -> Any:
         was = torch.is_grad_enabled()
         # What runs before the first layer is not gone back through, unless a model turns gradients off and on itself.
         before = was and (probe.mode is not Mode.LEAVES or remembers(_switching, self.model.key))
@@ -244,7 +261,7 @@ class Site:
                 remember(_switching, self.model.key)
                 torch._C._set_grad_enabled(was)
                 probe.visits.clear()
-                return self.run(probe, args, stop, around)
+                return self._forward(probe, args, stop, around)
             return out
         finally:
             torch._C._set_grad_enabled(was)
@@ -272,6 +289,10 @@ class Site:
 # Models that turn gradients off and on again inside.
 _switching: WeakSet[Any] = WeakSet()
 _kept: WeakKeyDictionary[Any, dict[Any, Sites]] = WeakKeyDictionary()
+# Forms that a forward of their own told: those that the shapes of tensors leave in doubt.
+_forms: WeakKeyDictionary[Any, dict[Any, Form]] = WeakKeyDictionary()
+# Layers whose tensors may be replaced: nothing else reads what is written to them.
+_settled: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
 
 def open_sites(model: Model, where: Layer) -> tuple[tuple[str, ...], Sites]:
@@ -285,7 +306,7 @@ def open_sites(model: Model, where: Layer) -> tuple[tuple[str, ...], Sites]:
             kept[names, where.of_input] = made(owner, names, where.of_input)
         return names, kept[names, where.of_input]
     names = tuple([name_of(owner, layer) for layer in where.all])
-    layers = tuple([_module(owner, layer, name) for layer, name in zip(where.all, names, strict=True)])
+    layers = tuple([module_of(owner, layer, name) for layer, name in zip(where.all, names, strict=True)])
     return names, HookSites(model.call, owner, layers, names, where.of_input)
 
 
@@ -313,27 +334,26 @@ def name_of(owner: Any, layer: Any) -> str:
         if isinstance(layer, str):
             raise ArgumentError(f"layer: got {layer!r}; expected a module, for forward_func is a function")
         return type(layer).__name__
-    names: dict[str, nn.Module] = dict(owner.named_modules(remove_duplicate=False))
+    modules = owner.named_modules(remove_duplicate=False)  # as far as is needed: it is slow
     if isinstance(layer, str):
-        if layer in names or _is_program(owner):
-            return layer
-        raise ArgumentError(f"layer: got {layer!r}, which is not in the model; expected one of {some(names)}")
-    found = next((name for name, module in names.items() if _same(module, layer)), None)
+        found = layer if _is_program(owner) else next((name for name, _ in modules if name == layer), None)
+    else:
+        found = next((name for name, module in modules if _same(module, layer)), None)
     if found is None:
-        raise ArgumentError(
-            f"layer: got a {type(layer).__name__} that is not in the model; expected one of {some(names)}"
-        )
+        got = f"{layer!r}, which" if isinstance(layer, str) else f"a {type(layer).__name__} that"
+        raise ArgumentError(f"layer: got {got} is not in the model; expected {_choice(owner)}")
     return found
+
+
+def _choice(owner: Any) -> str:
+    """Which layers a model has, for a message."""
+    if _is_program(owner):
+        names = layers_of(owner)
+        return f"a dotted name, as the program knows no modules: one of {some(names)}"
+    names = [name for name, _ in owner.named_modules(remove_duplicate=False) if name]
+    none = "'', the model itself, as it has no layers inside (torch.jit.freeze leaves none: give the module before it)"
+    return f"one of {some(names)}" if names else none
 
 
 def _same(a: Any, b: Any) -> bool:
     return a is b or (isinstance(a, torch.jit.ScriptModule) and isinstance(b, torch.jit.ScriptModule) and a._c == b._c)
-
-
-def _module(owner: Any, layer: Any, name: str) -> nn.Module:
-    module: nn.Module = owner.get_submodule(layer) if isinstance(layer, str) else layer
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ArgumentTypeError(
-            f"layer: got {name}, a ScriptModule inside a model of Python; expected the ScriptModule for forward_func"
-        )
-    return module

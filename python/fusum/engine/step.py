@@ -49,13 +49,15 @@ class Stepper:
     site: the layers that are looked at, if any. inside: which inputs that are what layers hold may be unused.
     """
 
-    __slots__ = ("_arguments", "_forward_func", "_plan", "_wants_reached", "inside", "model", "site")
+    __slots__ = ("_arguments", "_forward_func", "_plan", "_wants_reached", "inside", "model", "site", "weighs_inputs")
 
     def __init__(
         self, plan: Plan, forward_func: Any, arguments: Arguments, wants_reached: bool, model: Model | None = None
     ) -> None:
         self._plan, self._forward_func, self._arguments = plan, forward_func, arguments
         self._wants_reached = wants_reached
+        # Whether layers are looked at to weigh the gradients of inputs.
+        self.weighs_inputs = plan.read is not None or (isinstance(plan.fold, Cam) and plan.fold.guided is not None)
         self.inside: Unused | None = None
         self.site: Site | None = None
         self.model = self._model() if model is None else model
@@ -74,17 +76,13 @@ class Stepper:
             model = uncompiled(model)
         if where is None:
             return model
-        site = Site(model, where, self._arguments.max_rows, plan.fold is not Fold.VALUE)
-        if plan.read is not None and not plan.read.conducts:
+        reads = plan.read is not None and not plan.read.conducts
+        differentiable, replaced = plan.fold not in (Fold.VALUE, Fold.CREDIT), plan.fold is not Fold.VALUE and not reads
+        site = Site(model, where, self._arguments.max_rows, differentiable, replaced)
+        if plan.read is not None and reads:
             return neuron_model(site, plan.read.selector)
         self.site = site
         return site.model
-
-    @property
-    def weighs_inputs(self) -> bool:
-        """Whether layers are looked at to weigh the gradients of inputs."""
-        how = self._plan.fold
-        return self._plan.read is not None or (isinstance(how, Cam) and how.guided is not None)
 
     def evaluate(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import ops, progress
 from ..errors import ArgumentError
 from ..plan import points as draw
 from ..plan.arguments import as_extra, check_inputs
@@ -82,7 +82,8 @@ class Moments:
 def smooth_other(noise: Noise, other: Other, inputs: Any) -> Any:
     """A tunnel over a method without a plan: its own attribute is called on the noisy copies."""
     xs = inputs if isinstance(inputs, tuple) else (inputs,)
-    check_inputs(xs, any_type=True)
+    examples = check_inputs(xs, any_type=True)
+    progress.expect(noise.samples * examples)
     real = tuple(x if x is None or x.is_floating_point() else x.float() for x in xs)
     expanded: dict[int, dict[str, Any]] = {}
     form: list[bool] = []
@@ -98,6 +99,7 @@ def smooth_other(noise: Noise, other: Other, inputs: Any) -> Any:
         )
         found = other.attribute(noisy if isinstance(inputs, tuple) else noisy[0], **expanded[samples])
         scores, delta = found if other.returns_delta else (found, None)
+        progress.advance(samples * examples)
         form[:] = [isinstance(scores, tuple)]
         parts = scores if isinstance(scores, tuple) else (scores,)
         yield 0, tuple([s if s is None else s.detach() for s in parts]), delta

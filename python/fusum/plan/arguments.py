@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
 from ..settings import positive_int
-from .spec import Call, Cam, Line, Once, Pair, Plan, RandomLine
+from .spec import PERTURBING, Call, Cam, Line, Once, Pair, Plan, RandomLine
 from .target import Target
 
 
@@ -46,9 +46,13 @@ class Baseline:
             return self
         return Baseline(self.value, torch.arange(len(self.value) * samples, device=self.value.device) // samples)
 
+    def like_rows(self) -> Tensor:
+        """The starting points themselves, 0-dim, [1, ...] or [rows, ...]."""
+        return self.value if self.index is None else self.value[self.index]
+
     def like(self, shape: tuple[int, ...]) -> Tensor:
         """The starting points themselves, in this shape; what a model may write to is never shared between rows."""
-        rows = self.value if self.index is None else self.value[self.index]
+        rows = self.like_rows()
         return rows if rows.shape == shape else rows.expand(shape).clone(memory_format=torch.contiguous_format)
 
 
@@ -71,8 +75,11 @@ def normalise(call: Call) -> Arguments:
     single = not isinstance(call.inputs, tuple)
     inputs = (call.inputs,) if single else call.inputs
     noise = call.plan.noise
-    examples = check_inputs(inputs, any_type=_may_be_integers(call.plan))
+    perturbing = isinstance(call.plan.points, PERTURBING)
+    examples = check_inputs(inputs, any_type=_may_be_integers(call.plan), ragged=perturbing)
     baselines: tuple[Baseline | None, ...] = ()
+    if perturbing:
+        inputs = promoted(inputs, call.baselines)
     if call.has_baselines:
         points = call.plan.points
         many = isinstance(points, Pair) and points.many
@@ -93,6 +100,8 @@ def normalise(call: Call) -> Arguments:
 def _may_be_integers(plan: Plan) -> bool:
     """Whether no gradient of the inputs is taken, and nothing between them and baselines is evaluated."""
     points = plan.points
+    if isinstance(points, PERTURBING):
+        return True
     if plan.where is None:
         return plan.rule.function is not None and isinstance(points, Once)
     inside = isinstance(points, Line) and points.inside
@@ -100,8 +109,28 @@ def _may_be_integers(plan: Plan) -> bool:
     return not between and (plan.noise is None or inside) and not (isinstance(plan.fold, Cam) and plan.fold.guided)
 
 
-def check_inputs(inputs: tuple[Any, ...], any_type: bool = False) -> int:
-    """The number of examples, after checking that every input is a tensor of as many, of a type that has gradients."""
+def promoted(inputs: tuple[Any, ...], baselines: Any) -> tuple[Any, ...]:
+    """Integers become floating point where their baselines are: a mixture of both is."""
+    items = baselines if isinstance(baselines, tuple) else (baselines,)
+    if len(items) != len(inputs):
+        return inputs
+    return tuple([_promote(x, b) for x, b in zip(inputs, items, strict=True)])
+
+
+def _promote(x: Any, baseline: Any) -> Any:
+    if x is None or x.is_floating_point() or x.is_complex():
+        return x
+    if isinstance(baseline, Tensor) and baseline.is_floating_point():
+        return x.to(baseline.dtype)
+    broken = isinstance(baseline, Real) and not float(baseline).is_integer()
+    return x.to(torch.get_default_dtype()) if broken else x
+
+
+def check_inputs(inputs: tuple[Any, ...], any_type: bool = False, ragged: bool = False) -> int:
+    """The number of examples, after checking that every input is a tensor of as many, of a type that has gradients.
+
+    ragged: only the first input need have a row for each example.
+    """
     examples = 0
     for i, x in enumerate(inputs):
         if x is None and len(inputs) > 1:
@@ -112,6 +141,8 @@ def check_inputs(inputs: tuple[Any, ...], any_type: bool = False) -> int:
         if x.layout != torch.strided:
             raise ArgumentTypeError(f"{_at('inputs', i, inputs)}: got a tensor of {x.layout}; expected a dense one")
         rows = x.shape[0] if x.dim() else 0
+        if ragged and examples and x.dim():
+            continue
         if rows == 0:
             kind = "an empty batch of" if x.dim() else "no dimensions, that is,"
             expected = "expected at least one example along the first dimension"
@@ -135,24 +166,24 @@ def as_extra(extra: Any) -> tuple[Any, ...]:
     return extra if isinstance(extra, tuple) else (extra,)
 
 
-def as_baselines(baselines: Any, inputs: tuple[Tensor | None, ...], distribution: bool) -> tuple[Baseline | None, ...]:
+def as_baselines(
+    baselines: Any, inputs: tuple[Tensor | None, ...], distribution: bool, name: str = "baselines"
+) -> tuple[Baseline | None, ...]:
     """One Baseline an input; zeros where the caller gave none."""
     if baselines is None:
         return tuple([None if x is None else _scalar(0.0, x.dtype, x.device) for x in inputs])
     items = baselines if isinstance(baselines, tuple) else (baselines,)
     if len(items) != len(inputs):
-        raise ArgumentError(f"baselines: got {len(items)}; expected one for each of the {len(inputs)} inputs")
+        raise ArgumentError(f"{name}: got {len(items)}; expected one for each of the {len(inputs)} inputs")
     found = []
     for i, x in enumerate(inputs):
-        found.append(None if x is None else _baseline(items, i, x, distribution))
+        found.append(None if x is None else _baseline(_at(name, i, items), items[i], x, distribution))
     return tuple(found)
 
 
-def _baseline(items: tuple[Any, ...], i: int, x: Tensor, distribution: bool) -> Baseline:
-    value = items[i]
+def _baseline(name: str, value: Any, x: Tensor, distribution: bool) -> Baseline:
     if isinstance(value, (int, float, Real)):  # Real alone would do, but it is slow to ask
         return _scalar(float(value), x.dtype, x.device)
-    name = _at("baselines", i, items)
     if not isinstance(value, Tensor):
         raise ArgumentTypeError(f"{name}: got {type(value).__name__}; expected a tensor or a number")
     if value.device != x.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
 from ..settings import positive_int
+from .features import Features
 from .spec import Line
 
 METHODS = ("riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid", "gausslegendre")
@@ -69,6 +71,44 @@ def choices(rows: int, draws: int, device: torch.device) -> Tensor:
     """Which of rows baselines each of draws copies takes: int64 [draws]."""
     # What np.random.choice(rows, draws) draws, without its checks.
     return _move(np.random.randint(0, rows, draws, dtype=np.int64), device)
+
+
+def orders(features: Features, n_samples: int, antithetic: bool) -> Tensor:
+    """Random orders of features, int64 [n_samples, count]; antithetic: each second is the one before it backwards."""
+    drawn = n_samples - n_samples // 2 if antithetic else n_samples
+    numbers = torch.stack([torch.randperm(features.total) for _ in range(drawn)])
+    place = torch.full((features.total,), -1).scatter_(0, features.labels, torch.arange(features.count))
+    found = place[numbers]
+    found = found[found >= 0].view(drawn, features.count)
+    return torch.stack([found, found.flip(1)], 1).flatten(0, 1)[:n_samples] if antithetic else found
+
+
+def shuffles(features: Features, sizes: Sequence[int], per_eval: int) -> list[Tensor]:
+    """For each input of so many rows, whose row each feature takes: int64 [count, rows]; never all their own."""
+    found = [torch.arange(n).repeat(features.count, 1) for n in sizes]
+    for i, j in shuffled(features, len(sizes), per_eval):
+        found[i][j] = shuffle(sizes[i])
+    return found
+
+
+def shuffle(rows: int) -> Tensor:
+    """A random order of rows that does not leave all in place, unless there is but one: int64 [rows]."""
+    unmoved = torch.arange(rows)
+    order = unmoved
+    while rows > 1 and torch.equal(order, unmoved):
+        order = torch.randperm(rows)
+    return order
+
+
+def shuffled(
+    features: Features, inputs: int, per_eval: int, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """(input, feature) in the order in which captum shuffles: so many features at once, then their inputs."""
+    held = [features.held_by(i).tolist() for i in range(inputs)]
+    stop = features.count if stop is None else stop
+    for first in range(start, stop, per_eval):
+        group = range(first, min(first + per_eval, stop))
+        yield from ((i, j) for i in range(inputs) if any(held[i][k] for k in group) for j in group)
 
 
 def _move(drawn: np.ndarray, device: torch.device) -> Tensor:

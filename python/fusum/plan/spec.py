@@ -19,6 +19,7 @@ class Fold(Enum):
     TIMES_CHANGE = "times input minus baseline"
     TIMES_STEPS = "times the change from each point of a path to the next"
     VALUE = "no gradient: what a layer holds"
+    CREDIT = "no gradient: changes of the output, each credited to the features that made it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,54 @@ class Pair:
 
     many: bool = False
     each: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ablate:
+    """Every feature alone replaced by its baseline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slide:
+    """Windows that slide over the inputs, replaced by baselines: a shape and strides for each input."""
+
+    windows: tuple[tuple[int, ...], ...]
+    strides: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Permute:
+    """Every feature alone shuffled among the examples; function: a user's way to shuffle, (input, mask) -> rows."""
+
+    function: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """Features that join one by one, in random orders; n_samples: how many, None: every one there is.
+
+    antithetic: each second order is the one before it backwards.
+    """
+
+    n_samples: int | None
+    antithetic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Random coalitions, to which a linear model is fitted.
+
+    surrogate: what draws and weighs them and fits, of engine.surrogate. options: further arguments of its functions.
+    by_input: scores have the form of the inputs, not one for each feature.
+    """
+
+    n_samples: int
+    surrogate: Any
+    by_input: bool = True
+
+
+# Points that change inputs and take no gradient.
+PERTURBING = (Ablate, Slide, Permute, Orders, Sampled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +216,7 @@ class Plan:
     where: the layers that get scores, if not the inputs. read: the neuron that is explained, if not the output.
     """
 
-    points: Once | Line | RandomLine | Pair | Other
+    points: Once | Line | RandomLine | Pair | Ablate | Slide | Permute | Orders | Sampled | Other
     fold: Fold | Cam | Callable[..., Any]
     rule: Rule = PLAIN
     noise: Noise | None = None
@@ -188,3 +237,6 @@ class Call:
     internal_batch_size: Any = None
     return_convergence_delta: bool = False
     has_baselines: bool = field(default=False, kw_only=True)
+    feature_mask: Any = field(default=None, kw_only=True)
+    perturbations_per_eval: Any = field(default=1, kw_only=True)
+    show_progress: bool = field(default=False, kw_only=True)

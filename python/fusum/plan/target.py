@@ -38,6 +38,17 @@ class Target:
         if self.rows is not None or self.column or out.numel() != len(out):
             _check_bounds(self.raw, self.bounds if self.rows is not None else column, out)
 
+    def select(self, out: Tensor, rows: Tensor | None) -> Tensor:
+        """As pick, but all of out without a target, and an index may leave dimensions: [R, ...]."""
+        if rows is None and not self.column:
+            return out
+        sizes, bounds = out.shape[1:], self.bounds if rows is not None else tuple([(c, c) for c in self.column])
+        self.check(out.reshape(*out.shape[: len(bounds) + 1], -1)[..., 0] if len(sizes) > len(bounds) else out)
+        index: tuple[Any, ...] = (slice(None), *self.column)
+        if rows is not None:
+            index = (torch.arange(len(out), device=out.device), *rows.unbind(1))
+        return out[index]
+
     def pick(self, out: Tensor, rows: Tensor | None) -> Tensor:
         """The R explained numbers of out [R, ...], in any shape; rows: this target's rows for these, if any."""
         if rows is None:

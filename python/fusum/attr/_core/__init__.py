@@ -1,0 +1,1 @@
+"""captum's paths of what its users import from here."""

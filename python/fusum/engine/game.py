@@ -1,0 +1,370 @@
+"""A model as a game of features: its output where some are an example's own and the others their baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.futures import Future
+
+from .. import ops, progress
+from ..errors import ArgumentError, ArgumentTypeError
+from ..plan.arguments import Arguments
+from ..plan.chunks import even
+from ..plan.features import Features
+from ..plan.spec import Plan
+from ..settings import Settings
+from .batch import Tensors
+from .memory import is_out_of_memory
+from .model import Model, check_rows, couples_rows, keeps_rows_apart
+from .planning import Planning
+from .repeats import Repeats, distinct, pairs
+
+# What the rows of a model may depend on, by model: parts of it and shapes of which rows are known to be apart.
+_apart: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
+
+
+class Game:
+    """One call's model, features and baselines; per_eval: coalitions a forward where rows must not be mixed.
+
+    shuffles: an absent feature is another example's, not its baseline's.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        model: Model,
+        arguments: Arguments,
+        features: Features,
+        settings: Settings,
+        per_eval: int,
+        shuffles: bool = False,
+    ) -> None:
+        self.features, self.examples = features, arguments.examples
+        self._plan, self._model, self.arguments, self._settings = plan, model, arguments, settings
+        self.per_eval, self._shuffles = per_eval, shuffles
+        self._full: Tensor | None = None
+        self._is_apart: bool | None = None
+        self._known: bool | None = None
+        self._told: Repeats | None = None
+
+    # The model's output.
+
+    @property
+    def full(self) -> Tensor:
+        """The output at the inputs, the target picked."""
+        if self._full is None:
+            self._full = self._evaluated_inputs()
+        return self._full
+
+    def _evaluated_inputs(self) -> Tensor:
+        inputs, n = self.arguments.inputs, self.examples
+
+        def rows(start: int, stop: int) -> Tensors:
+            return tuple([x if x is None else x[start:stop].clone() for x in inputs])
+
+        everyone, most = torch.arange(n, device=self.arguments.device), self._model.high
+        if self._is_known:
+            return self.evaluate(n, rows, everyone)
+        if most is None or most >= n:
+            return self._forward(self.inputs(), None)
+        return torch.cat([self._forward(rows(i, min(i + most, n)), everyone[i : i + most]) for i in range(0, n, most)])
+
+    def inputs(self) -> Tensors:
+        """The inputs, which a model may write to."""
+        return tuple([x if x is None else x.clone() for x in self.arguments.inputs])
+
+    @property
+    def outputs(self) -> torch.Size:
+        """The shape of the output."""
+        return self.full.shape
+
+    @property
+    def apart(self) -> bool:
+        """Whether the output has a row for each example, which no other example's row has influence on."""
+        if self._is_apart is None:
+            self._is_apart = self._is_known or (self._may_be_apart() and self._probe())
+        return self._is_apart
+
+    def _may_be_apart(self) -> bool:
+        if couples_rows(self._model.key) or self.full.dim() == 0 or len(self.full) != self.examples:
+            return False
+        return self._has_all_rows()
+
+    def _has_all_rows(self) -> bool:
+        return all(x.shape[0] == self.examples for x in self.arguments.inputs if x is not None)
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether an earlier call found that rows are apart, so that the inputs need not be evaluated on their own."""
+        if self._known is None:
+            may_be = self._has_all_rows() and keeps_rows_apart(self._model.key)
+            self._known = may_be and self._form() in _apart.get(self._model.key, ())
+        return self._known
+
+    def _form(self) -> Any:
+        """What the answer may depend on; None where that is too much to remember."""
+        form: list[Any] = []
+        for a in (*self.arguments.inputs, *self.arguments.extra):
+            if isinstance(a, Tensor) and a.dim() and a.shape[0] % self.examples == 0:
+                form.append((a.dtype, a.shape[1:]))
+            elif a is None or isinstance(a, (bool, int, float, str)):
+                form.append(a)
+            else:
+                return None
+        return self._model.part, *form
+
+    def _probe(self) -> bool:
+        """Whether the first and the last example's outputs are the same beside rows as unlike them as may be."""
+        try:
+            apart = self._model.high == 1 or all(self._is_same_beside(e) for e in {0, self.examples - 1})
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return False  # a model for so many rows and no others
+        form = self._form()
+        if apart and form is not None and keeps_rows_apart(self._model.key):
+            _apart.setdefault(self._model.key, set()).add(form)
+        return apart
+
+    def _is_same_beside(self, example: int) -> bool:
+        """Whether an example and its baseline have the same outputs together as apart."""
+        at = torch.full((2,), example, device=self.arguments.device)
+        present = torch.ones(2, self.features.count, dtype=torch.bool, device=at.device)
+        present[1] = self._shuffles  # then all of a batch's rows are one example's
+        rows = self._rows(present, torch.arange(2, device=at.device), at)
+        out = self._forward(rows, at)
+        if out.shape != (2, *self.outputs[1:]) or not _is_close(out[0], self.full[example]):
+            return False
+        if self.examples > 1:
+            return True
+        alone = self._forward(tuple([x if x is None else x[1:] for x in rows]), at[1:])
+        return alone.shape == self.outputs and _is_close(out[1], alone[0])
+
+    def _forward(self, rows: Tensors, examples: Tensor | None) -> Tensor:
+        """The output at rows that belong to examples, the target picked; None: the inputs themselves."""
+        with torch.no_grad():
+            return self._picked(self._returned(rows, examples), rows, examples)
+
+    def _returned(self, rows: Tensors, examples: Tensor | None) -> Any:
+        extra = self.arguments.extra
+        if examples is not None:
+            extra = tuple([self._of(a, examples) for a in extra])
+        return self._model.call(*self._model.given(rows, extra, _count(rows)))
+
+    def _picked(self, returned: Any, rows: Tensors, examples: Tensor | None) -> Tensor:
+        if isinstance(returned, (int, float)):
+            returned = torch.tensor(returned, dtype=torch.int64 if isinstance(returned, int) else torch.float64)
+        out, target = self._model.result(returned, _count(rows)), self.arguments.target
+        index = target.rows
+        if index is not None:
+            index = index.to(out.device) if examples is None else index[examples.to(index.device)].to(out.device)
+        return target.select(out, index)
+
+    def ask(self, rows: Tensors, examples: Tensor | None) -> Future[Tensor]:
+        """The output that a model which returns futures will return, the target picked."""
+        with torch.no_grad():
+            returned = self._returned(rows, examples)
+        if not isinstance(returned, Future):
+            got = type(returned).__name__
+            raise ArgumentTypeError(f"forward_func: returned {got}; expected torch.futures.Future, or attribute")
+        return returned.then(lambda answer: self._picked(answer.value(), rows, examples))
+
+    def _of(self, a: Any, examples: Tensor) -> Any:
+        """An additional argument's rows for examples, where it has as many for each."""
+        if not isinstance(a, Tensor) or a.dim() == 0 or len(a) == 0 or len(a) % self.examples:
+            return a
+        if len(a) == self.examples:
+            return a[examples.to(a.device)]
+        return a.unflatten(0, (self.examples, -1))[examples.to(a.device)].flatten(0, 1)
+
+    # Values of coalitions.
+
+    @property
+    def _repeats(self) -> Repeats:
+        if self._told is None:
+            self._told = Repeats(self.arguments, self.features)
+        return self._told
+
+    def values(
+        self, coalitions: Tensor, repeats: bool = True, shuffled: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
+        """The output at coalitions bool [C, features] that all examples share: [C, *outputs].
+
+        repeats: some may come more than once. shuffled: of which example [C, examples] an input's absent features are.
+        """
+        count, n = coalitions.shape[0], self.examples
+        if not self.apart:
+            return self.grid(
+                count, lambda start, stop: self.tiled(coalitions[start:stop], _part(shuffled, start, stop))
+            )
+        if shuffled is not None:
+            index = [None if s is None else s.flatten() for s in shuffled]
+            return _folded(self._at(coalitions, *pairs(count, n, coalitions.device), index), count)
+        if not repeats and self._repeats.all_change(coalitions):
+            return self._and_inputs(coalitions)[:count]
+        keys = self._repeats.keys(coalitions, repeats)
+        if keys.shape[1] > 1:
+            found = self._each(coalitions, *pairs(count, n, coalitions.device), keys.flatten(), repeats)
+            return _folded(found, count)
+        first, place = distinct(keys[:, 0], repeats)
+        progress.advance((count - len(first)) * n)
+        return self._and_inputs(coalitions[first])[place]
+
+    def own(self, coalitions: Tensor, start: int = 0) -> Tensor:
+        """The output at coalitions bool [b, n, features] of the examples start to start + b: [b, n, *outputs[1:]]."""
+        b, n, _ = coalitions.shape
+        keys = self._repeats.own_keys(coalitions, start)
+        examples = torch.arange(start, start + b, device=coalitions.device).repeat_interleave(n)
+        which = torch.arange(b * n, device=coalitions.device)
+        return _folded(self._each(coalitions.flatten(0, 1), which, examples, keys.flatten(), True), b)
+
+    def _each(self, coalitions: Tensor, which: Tensor, examples: Tensor, keys: Tensor, repeats: bool) -> Tensor:
+        """The output at rows of coalitions and examples, of which the same keys mean the same."""
+        of_examples = torch.where(keys == 0, 0, keys * self.examples + examples) if repeats else keys
+        first, place = distinct(of_examples, repeats)
+        progress.advance(len(keys) - len(first))
+        found = torch.cat([self._at(coalitions, which[first], examples[first]), self.full])
+        return found[torch.where(keys == 0, len(first) + examples, place)]
+
+    # Rows.
+
+    def _and_inputs(self, coalitions: Tensor) -> Tensor:
+        """The output of all examples at coalitions, and behind those at the inputs: [C + 1, *outputs]."""
+        together = self._full is None and self._is_known
+        if together:
+            coalitions = torch.cat([coalitions, coalitions.new_ones(1, self.features.count)])
+        count = coalitions.shape[0]
+        found = self._at(coalitions, *pairs(count, self.examples, coalitions.device))
+        found = found.view(count, self.examples, *found.shape[1:])
+        if not together:
+            return torch.cat([found, self.full[None]])
+        self._full = found[-1]
+        return found
+
+    def _at(
+        self, coalitions: Tensor, which: Tensor, examples: Tensor, index: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
+        """The output at rows of coalitions and examples, as many at once as memory allows: [R, *outputs[1:]]."""
+
+        def rows(start: int, stop: int) -> Tensors:
+            return self._rows(
+                coalitions, _cut(which, start, stop), _cut(examples, start, stop), _part(index, start, stop)
+            )
+
+        return self.evaluate(which.shape[0], rows, examples)
+
+    def evaluate(self, count: int, rows: Callable[[int, int], Tensors], examples: Tensor) -> Tensor:
+        """The output at rows(start, stop) for count rows, which belong to examples; only where rows are apart."""
+        planning = Planning(
+            self._plan, self._model, self.arguments, self._settings, -(-count // self.examples), forward_only=True
+        )
+        outs: list[Tensor] = []
+        start = 0
+        while start < count:
+            size = count - start if planning.rows is None else even(count - start, planning.rows)
+            try:
+                with planning.measuring(size):
+                    out = self._forward(rows(start, start + size), _cut(examples, start, start + size))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not planning.shrink(size, 1):
+                    raise
+                continue
+            check_rows(out, size)
+            progress.advance(size)
+            outs.append(out)
+            start += size
+        return outs[0] if len(outs) == 1 else torch.cat(outs) if outs else self.full[:0]
+
+    def grid(self, count: int, rows: Callable[[int, int], Tensors]) -> Tensor:
+        """The output at whole batches rows(start, stop), one for each of count coalitions: [count, *outputs]."""
+        most = self.per_eval
+        outs = []
+        for start in range(0, count, most):
+            n = min(most, count - start)
+            out = self._forward(rows(start, start + n), self.repeated(n))
+            outs.append(self.by_coalition(out, n, self.full))
+            progress.advance(n * self.examples)
+        return torch.cat(outs) if outs else self.full.new_zeros(0, *self.outputs)
+
+    def repeated(self, n: int) -> Tensor | None:
+        """The examples of n whole batches; None of one: nothing of it need be repeated."""
+        return None if n == 1 else torch.arange(self.examples, device=self.arguments.device).repeat(n)
+
+    @staticmethod
+    def by_coalition(out: Tensor, n: int, full: Tensor) -> Tensor:
+        """The output at n whole batches, [n, *outputs]."""
+        if out.numel() != n * full.numel() or (n > 1 and out.shape[:1] != (n * len(full) if full.dim() else -1,)):
+            raise ArgumentError(
+                f"perturbations_per_eval: got {n} or more, but forward_func returned shape {tuple(out.shape)} for {n} "
+                f"times as many rows as those it returned shape {tuple(full.shape)} for; expected 1"
+            )
+        return out.reshape(n, *full.shape)
+
+    def tiled(self, coalitions: Tensor, shuffled: Sequence[Tensor | None] | None = None) -> Tensors:
+        """The rows of all examples at coalitions, one after the other."""
+        rows: list[Tensor | None] = []
+        for i, x in enumerate(self.arguments.inputs):
+            n = 0 if x is None else len(x)
+            which, examples = pairs(len(coalitions), n, coalitions.device)
+            given = None if shuffled is None else shuffled[i]
+            rows.append(self._row(i, coalitions, which, examples, None if given is None else given.flatten()))
+        return tuple(rows)
+
+    def _rows(
+        self, coalitions: Tensor, which: Tensor, examples: Tensor, index: Sequence[Tensor | None] | None = None
+    ) -> Tensors:
+        inputs = range(len(self.arguments.inputs))
+        return tuple([self._row(i, coalitions, which, examples, None if index is None else index[i]) for i in inputs])
+
+    def _row(self, i: int, coalitions: Tensor, which: Tensor, examples: Tensor, index: Tensor | None) -> Tensor | None:
+        """An input's rows."""
+        x, b, ids = self.arguments.inputs[i], self.arguments.baselines[i], self.features.ids[i]
+        if x is None or b is None or ids is None:
+            return None
+        if x.shape[0] == 0:  # only where examples are not told apart
+            return x
+        given = [t.to(x.device) for t in (coalitions, which, examples)]
+        if self._shuffles:
+            return ops.coalition_rows(x, x, examples if index is None else index, ids, *given)
+        return ops.coalition_rows(x, b.value, None, ids, *given)
+
+
+def _folded(t: Tensor, count: int) -> Tensor:
+    """[count * n, ...] as [count, n, ...]."""
+    return t.view(count, -1, *t.shape[1:])
+
+
+def _form_of(x: Any) -> Any:
+    """The kind of rows, or the very value of what may be a switch; of all else nothing that compares equal."""
+    if isinstance(x, Tensor):
+        return (x.dtype, x.shape[1:]) if x.dim() else x.item()
+    return x if isinstance(x, (bool, int, float, str, type(None))) else object()
+
+
+def _count(rows: Tensors) -> int:
+    for x in rows:
+        if x is not None:
+            return x.shape[0]
+    return 0
+
+
+def _part(each: Sequence[Tensor | None] | None, start: int, stop: int) -> list[Tensor | None] | None:
+    return None if each is None else [None if t is None else _cut(t, start, stop) for t in each]
+
+
+def _cut(t: Tensor, start: int, stop: int) -> Tensor:
+    """t[start:stop], which takes as long as many an operator where it is all of t."""
+    return t if stop - start == t.shape[0] else t[start:stop]
+
+
+def _is_close(a: Tensor, b: Tensor) -> bool:
+    """Whether numbers differ by no more than the ways to compute them do."""
+    if not a.is_floating_point() or a.dtype != b.dtype or b.numel() == 0:
+        return torch.equal(a, b)
+    eps = torch.finfo(a.dtype).eps
+    tolerance = (eps**0.5 if eps < 1e-4 else 8 * eps) * b.abs().nan_to_num(0.0, 0.0, 0.0).max().item()
+    return torch.allclose(a, b, rtol=0.0, atol=tolerance, equal_nan=True)
