@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo text test bench cpp lint gpu docs clean
+.PHONY: demo text jobs test bench cpp lint gpu docs clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -22,14 +22,21 @@ CXX_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*
 SHORTEN := sed -u -E 's/^( *\[[0-9]+\/[0-9]+\]) .* -c ([^ ]+) .*/\1 compiling \2/'
 say = @echo; echo "== $(1)"
 
-demo: $(STAMP)/kernels $(STAMP)/viz
-	$(call say,demo: train - save - load - explain - check - draw; results go to demo_out/)
+demo: $(STAMP)/kernels $(STAMP)/viz $(STAMP)/jobs
+	$(call say,demo: train - save - explain by jobs - check - draw; results go to demo_out/)
 	$(PY) -u examples/digits.py
 
 text: $(STAMP)/kernels $(STAMP)/text
 	$(call say,text: load a sentence encoder - explain - save - explain the file - check - draw; results go to demo_out/)
 	$(PY) -u examples/text.py
 
+jobs: $(STAMP)/kernels $(STAMP)/viz $(STAMP)/text $(STAMP)/jobs
+	$(call say,jobs: a table of patients and one of sentences - fusum run - check; results go to demo_out/)
+	$(PY) -u examples/jobs/tabular/run.py
+	$(PY) -u examples/jobs/text/run.py
+
+# As many processes as there are cores, so one thread each.
+test: export OMP_NUM_THREADS := 1
 test: $(STAMP)/kernels $(STAMP)/test
 	$(call say,pytest)
 	$(PY) -m pytest -n $(TEST_JOBS) $(TEST_ARGS)
@@ -103,7 +110,7 @@ $(STAMP)/kernels: $(STAMP)/package $(KERNEL_SOURCES)
 	touch $@
 
 # The extras of the installed fusum: pip finds it installed and fetches only what is missing.
-$(addprefix $(STAMP)/,viz text test bench lint docs): $(STAMP)/%: pyproject.toml | $(STAMP)/package
+$(addprefix $(STAMP)/,viz text jobs test bench lint docs): $(STAMP)/%: pyproject.toml | $(STAMP)/package
 	$(call say,installing what fusum[$*] needs)
 	$(PIP) 'fusum[$*]'
 	touch $@

@@ -1,18 +1,21 @@
-"""The whole road on real images: train a small network, keep only its TorchScript file, explain it, check, draw.
+"""The whole road on real images: a small network as a TorchScript file, digits as Parquet, jobs, checks, a picture.
 
-`make demo` runs this file; everything it makes goes to demo_out/.
+`make demo` runs this file; everything it makes goes to demo_out/. The job is in digits.toml, beside this file.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -20,8 +23,21 @@ from torch import Tensor, nn
 
 import fusum
 import fusum.attr
+from fusum.__main__ import main as command
 
 OUT = Path("demo_out")
+FILES = OUT / "digits"
+# The flags that a method's job has besides digits.toml; what they say is what `calls` gives the classes.
+JOBS = {
+    "IntegratedGradients": [],
+    "NoiseTunnel": [
+        "--argument=attribution_method=IntegratedGradients", "--argument=nt_samples=8", "--argument=stdevs=0.1",
+        "--argument=n_steps=16",
+    ],
+    "GradientShap": [
+        "--argument=n_samples=25", "--argument=stdevs=0.05", f"--baselines={FILES / 'references.parquet'}",
+    ],
+}  # fmt: skip
 TOLERANCE = 0.05  # largest share of a change in the logit that integrated gradients may fail to explain
 
 
@@ -75,15 +91,33 @@ def run(call: Callable[[], Any]) -> tuple[Tensor, Tensor, float]:
     return scores.detach(), deltas.detach(), seconds
 
 
+def write_images(path: Path, images: Tensor) -> None:
+    """Images as Parquet: a number and a list of 64 pixels a row."""
+    pixels = pa.FixedSizeListArray.from_arrays(images.flatten().numpy(), images[0].numel())
+    pq.write_table(pa.table({"number": np.arange(len(images)), "image": pixels}), path)
+
+
+def job(name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """`fusum run digits.toml` with a method's flags; predicted classes, scores and deltas, read from its Parquet."""
+    output = FILES / name
+    toml = str(Path(__file__).with_suffix(".toml"))
+    if command(["run", toml, f"--method={name}", f"--output={output}", "--overwrite", *JOBS[name]]):
+        raise SystemExit(f"{name}: the job did not end well")
+    table = pq.read_table(output / "parts")
+    assert table["id"].to_pylist() == list(range(len(table)))
+    scores = torch.from_numpy(table["attributions"].combine_chunks().flatten().to_numpy().copy())
+    target, deltas = (torch.from_numpy(table[column].to_numpy().copy()) for column in ("target", "convergence_delta"))
+    return target, scores.reshape(-1, 1, 8, 8), deltas
+
+
 def check(name: str, deltas: Tensor, change: Tensor) -> str:
     """Completeness: an image's scores add up to the change of its logit from the baseline; delta is what is missing."""
-    per_image = deltas.reshape(len(change), -1)
     if name == "GradientShap":  # one random point a sample: exact only on average, so report the average
-        return f"mean delta {per_image.mean():+.3f} (a random estimate; mean logit change {change.mean():.1f})"
-    share = per_image.abs().amax(1).max().item() / change.abs().mean().item()
+        return f"mean delta {deltas.mean():+.3f} (a random estimate; mean logit change {change.mean():.1f})"
+    share = deltas.abs().max().item() / change.abs().mean().item()
     if not share <= TOLERANCE:
         raise SystemExit(f"{name}: completeness is broken: a delta is {share:.1%} of the mean logit change")
-    return f"largest delta {per_image.abs().max():.4f} ({share:.2%} of the mean logit change; limit {TOLERANCE:.0%})"
+    return f"largest delta {deltas.abs().max():.4f} ({share:.2%} of the mean logit change; limit {TOLERANCE:.0%})"
 
 
 def draw(path: Path, images: Tensor, labels: Tensor, predicted: Tensor, scores: dict[str, Tensor]) -> None:
@@ -116,14 +150,30 @@ def draw(path: Path, images: Tensor, labels: Tensor, predicted: Tensor, scores: 
     plt.close(figure)
 
 
-def compare(name: str, call: Callable[[], Any], scores: Tensor, seconds: float) -> None:
-    theirs, _, their_seconds = run(call)
-    torch.testing.assert_close(scores, theirs, rtol=1e-3, atol=1e-4)
+def compare(name: str, ours: Callable[[], Any], theirs: Callable[[], Any]) -> None:
+    """One call in both libraries: the same scores, and the time of each."""
+    scores, _, seconds = run(ours)
+    their_scores, _, their_seconds = run(theirs)
+    torch.testing.assert_close(scores, their_scores, rtol=1e-3, atol=1e-4)
     print(f"  {name:20} captum {their_seconds:7.3f} s   fusum {seconds:7.3f} s   {their_seconds / seconds:5.1f} x")
 
 
+def compare_all(model: Any, images: Tensor, predicted: Tensor, references: Tensor, scores: Tensor) -> None:
+    """The jobs' calls in both libraries; scores are those of the job of integrated gradients."""
+    ours = calls(fusum.attr, model, images, predicted, references)
+    direct, _, _ = run(ours["IntegratedGradients"])
+    torch.testing.assert_close(scores, direct, rtol=1e-3, atol=1e-4)
+    print(f"  IntegratedGradients: the job's scores are those of the class, to {(scores - direct).abs().max():.0e}")
+    if importlib.util.find_spec("captum") is None:
+        print("  captum is not installed here, so nothing is compared (.venv/bin/pip install captum, then make demo)")
+        return
+    theirs = calls(importlib.import_module("captum.attr"), model, images, predicted, references)
+    for name, call in ours.items():
+        compare(name, call, theirs[name])
+
+
 def main() -> None:
-    OUT.mkdir(exist_ok=True)
+    FILES.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
 
     train_images, images, train_labels, labels = digits()
@@ -132,37 +182,28 @@ def main() -> None:
     accuracy = (model(images).argmax(1) == labels).float().mean().item()
     print(f"  accuracy on {len(images)} held-out images: {accuracy:.1%}")
 
-    print(f"2. Saving it as TorchScript, {OUT / 'digits.pt'}; from here on only that file is used")
-    torch.jit.trace(model, images[:2]).save(OUT / "digits.pt")
-    deployed = torch.jit.load(OUT / "digits.pt")
+    print(f"2. Saving it as TorchScript, {FILES / 'model.pt'}, and the images as Parquet")
+    torch.jit.trace(model, images[:2]).save(FILES / "model.pt")
+    write_images(FILES / "images.parquet", images)
+    write_images(FILES / "references.parquet", train_images[:50])
 
     reason = fusum.ops.why_not()
     kernels = "in use" if reason is None else f"not in use: {reason}"
-    print(f"3. Explaining all {len(images)} held-out images (kernels {kernels})")
-    references = train_images[:50]
-    with torch.no_grad():
-        outputs = deployed(images)
-        predicted = outputs.argmax(1)
-        rows = torch.arange(len(images))
-        change = outputs[rows, predicted] - deployed(torch.zeros_like(images))[rows, predicted]
+    print(f"3. Explaining all {len(images)} held-out images: fusum run examples/digits.toml (kernels {kernels})")
     scores: dict[str, Tensor] = {}
-    seconds: dict[str, float] = {}
-    for name, call in calls(fusum.attr, deployed, images, predicted, references).items():
-        scores[name], deltas, seconds[name] = run(call)
-        print(f"  {name:20} {len(images) / seconds[name]:9,.0f} rows/s   {check(name, deltas, change)}")
+    deployed = torch.jit.load(FILES / "model.pt")
+    for name in JOBS:
+        sys.stdout.flush()
+        predicted, scores[name], deltas = job(name)
+        with torch.no_grad():
+            change = deployed(images) - deployed(torch.zeros_like(images))
+        print(f"  {name:20} {check(name, deltas, change.gather(1, predicted[:, None])[:, 0])}")
 
-    print("4. The same calls in captum")
-    if importlib.util.find_spec("captum") is None:
-        print("  captum is not installed here, so nothing is compared (.venv/bin/pip install captum, then make demo)")
-    else:
-        captum_attr = importlib.import_module("captum.attr")
-        for name, call in calls(captum_attr, deployed, images, predicted, references).items():
-            compare(name, call, scores[name], seconds[name])
+    print("4. The same calls without jobs, in fusum and in captum")
+    compare_all(deployed, images, predicted, train_images[:50], scores["IntegratedGradients"])
 
-    print(f"5. Writing {OUT / 'heatmaps.png'} and {OUT / 'attributions.npz'}")
+    print(f"5. Drawing {OUT / 'heatmaps.png'} from the Parquet files in {FILES}")
     draw(OUT / "heatmaps.png", images, labels, predicted, scores)
-    arrays = {"images": images, "labels": labels, "predicted": predicted, **scores}
-    np.savez_compressed(OUT / "attributions.npz", **{name: tensor.numpy() for name, tensor in arrays.items()})
 
 
 if __name__ == "__main__":

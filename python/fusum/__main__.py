@@ -1,4 +1,4 @@
-"""``python -m fusum``: run a captum script on fusum, or say what is in use."""
+"""``python -m fusum``: run a captum script on fusum, explain a whole table, or say what is in use."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .patch import patch, watch
 
 _USAGE = """python -m fusum [--profile] script.py [args ...]
        python -m fusum [--profile] -m module [args ...]
+       python -m fusum run job.toml [--help] [flags ...]
        python -m fusum info"""
 
 
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "-m", dest="module", metavar="module", nargs=argparse.REMAINDER, help="run a module as a script"
     )
-    parser.add_argument("script", nargs="?", help="a script that uses captum, or the word info")
+    parser.add_argument("script", nargs="?", help="a script that uses captum, or the word run or info")
     parser.add_argument("args", nargs=argparse.REMAINDER, help="the script's own arguments")
     options = parser.parse_args(argv)
     if not options.module and options.script is None:
@@ -49,6 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     if options.module is None and options.script == "info" and not os.path.exists("info"):
         print(info())
         return 0
+    if options.module is None and options.script == "run" and not os.path.isfile("run"):
+        from .jobs.cli import main as run_job  # needs packages that the rest does not
+
+        return run_job(options.args)
     return _run(options.module or None, options.script, options.args, options.profile)
 
 
