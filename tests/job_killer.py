@@ -19,15 +19,17 @@ from fusum.jobs.spec import build
 MOST = 16  # kills, before the job is left to end
 
 
-def die_at(step: int) -> None:
-    """Let this process be killed before or after its step-th file is made safe, renamed or opened."""
+def die_at(step: int | None) -> None:
+    """Let this process be killed before its step-th file is made safe, renamed or opened; None: slow it down."""
     count = 0
 
     def watched(call: Any) -> Any:
         def counted(*args: Any, **kwargs: Any) -> Any:
             nonlocal count
             count += 1
-            if count == step:
+            if step is None:
+                time.sleep(0.02)  # or a fast machine would be done before it is killed
+            elif count == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(*args, **kwargs)
 
@@ -37,9 +39,9 @@ def die_at(step: int) -> None:
         setattr(os, name, watched(getattr(os, name)))
 
 
-def attempt(spec: Spec, step: int | None) -> None:
+def attempt(spec: Spec, dies: bool, step: int | None) -> None:
     """The child's life."""
-    if step is not None:
+    if dies:
         die_at(step)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     run(spec)
@@ -50,11 +52,11 @@ def main() -> None:
     spec, draw, kills = build(Spec, json.loads(sys.argv[1])), random.Random(int(sys.argv[2])), 0
     while True:
         timed = kills % 3 == 2  # two kinds of moments: any time, and at any step of writing
-        step, pause = draw.randint(1, 60), draw.uniform(0.02, 0.6)
+        step, pause = draw.randint(1, 20), draw.uniform(0.02, 0.6)
         child = os.fork()
         if child == 0:
             try:
-                attempt(spec, step if kills < MOST and not timed else None)
+                attempt(spec, kills < MOST, None if timed else step)
             finally:
                 os._exit(1)
         if timed and kills < MOST:
