@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .ideal import Model, Tensors, cuts
 
-Kept = Callable[[slice], Tensor]  # some of the coalitions -> which elements they keep, bool [c, ...]
+Kept = Callable[[slice], Tensor]  # some of the coalitions -> 1 for the elements they keep, else 0: [c, ...]
 
 
 @torch.no_grad()
@@ -30,7 +30,8 @@ def values(
     """The explained numbers of all examples at count coalitions: [count, B]."""
     found = []
     for part in cuts(count, max(1, rows // len(x))):
-        batch = torch.where(kept(part)[:, None], x, baseline).flatten(0, 1)
+        keep = kept(part)[:, None]
+        batch = (keep * x if baseline == 0 else torch.where(keep == 1, x, baseline)).flatten(0, 1)
         copies = len(batch) // len(x)
         out = model(batch) if extra is None else model(batch, extra.repeat(copies, *[1] * (extra.dim() - 1)))
         found.append((out if target is None else out[:, target]).reshape(copies, len(x)))
@@ -43,11 +44,12 @@ def each_element(shape: torch.Size, device: torch.device) -> Tensor:
     return torch.arange(shape.numel(), device=device).view(1, *shape)
 
 
-def of_elements(coalitions: Tensor, ids: Tensor) -> Kept:
-    """Which elements coalitions [C, M] keep, ids [1, ...] being the features of elements."""
+def of_elements(coalitions: Tensor, ids: Tensor, x: Tensor) -> Kept:
+    """Which elements coalitions bool [C, M] keep, ids [1, ...] being the features of elements."""
+    numbers = coalitions.to(x.dtype)
     if ids.numel() == coalitions.shape[1]:
-        return lambda part: coalitions[part].view(-1, *ids.shape[1:])
-    return lambda part: coalitions[part][:, ids[0]]
+        return lambda part: numbers[part].view(-1, *ids.shape[1:])
+    return lambda part: numbers[part].index_select(1, ids.flatten()).view(-1, *ids.shape[1:])
 
 
 def spread(scores: Tensor, ids: Tensor, x: Tensor) -> Tensors:
@@ -72,7 +74,7 @@ def feature_ablation(
     coalitions = torch.ones(count + 1, count, dtype=torch.bool, device=x.device)
     coalitions[1:].fill_diagonal_(False)
     found = values(
-        model, x, len(coalitions), of_elements(coalitions, ids), rows, baselines, target, additional_forward_args
+        model, x, len(coalitions), of_elements(coalitions, ids, x), rows, baselines, target, additional_forward_args
     )
     return spread((found[0] - found[1:]).t(), ids, x)
 
@@ -105,7 +107,7 @@ def occlusion(
     """Occlusion with a baseline of zero."""
     (x,) = inputs
     kept, times = windows(x.shape[1:], sliding_window_shapes, strides, x.device)
-    found = values(model, x, len(kept), lambda part: kept[part], rows, 0, target)
+    found = values(model, x, len(kept), lambda part: kept[part].to(x.dtype), rows, 0, target)
     lost = (found[0] - found[1:]).t()
     return ((lost @ (~kept[1:]).flatten(1).to(lost.dtype)).view_as(x).div_(times),)
 
@@ -127,7 +129,7 @@ def shapley_value_sampling(
     joined = torch.cat([orders.new_zeros(n_samples, 1), (1 << orders).cumsum(1)], dim=1)
     numbers, place = joined.unique(return_inverse=True)
     coalitions = (numbers[:, None] >> torch.arange(count, device=x.device)) & 1 == 1
-    found = values(model, x, len(coalitions), of_elements(coalitions, ids), rows, 0, target)
+    found = values(model, x, len(coalitions), of_elements(coalitions, ids, x), rows, 0, target)
     gains = found[place].diff(dim=1).flatten(0, 1)
     total = gains.new_zeros(count, len(x)).index_add_(0, orders.flatten(), gains)
     return spread(total.t() / n_samples, ids, x)
@@ -147,5 +149,5 @@ def shapley_values(model: Model, inputs: Tensors, rows: int, *, target: int | No
     (x,) = inputs
     ids = each_element(x.shape[1:], x.device)
     coalitions, weights = all_coalitions(ids.numel(), x.device)
-    found = values(model, x, len(coalitions), of_elements(coalitions, ids), rows, 0, target)
+    found = values(model, x, len(coalitions), of_elements(coalitions, ids, x), rows, 0, target)
     return spread(found.t() @ weights, ids, x)

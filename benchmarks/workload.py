@@ -19,11 +19,12 @@ class Workload:
         model: builds the model; see models.py.
         inputs: builds the inputs for a device.
         method: builds the method from a library (`fusum.attr` or `captum.attr`) and the model.
-        ideal: the same work by hand; see ideal.py, ideal_rules.py and ideal_layers.py.
+        ideal: the same work by hand; see the files named ideal.
         arguments: keyword arguments of `attribute` and of `ideal`.
         settings: captum's chunk settings to choose the best from, beside its default.
         rows: the ideal's chunks to choose the best from.
         tensors: further arguments that hold tensors, built for a device.
+        own: arguments of fusum alone, which captum does not have: then results are compared with the ideal's.
         scripted: whether the model is TorchScript.
         over_best: captum's time at its best setting over fusum's, to reach.
         over_default: the same for captum's default.
@@ -39,6 +40,7 @@ class Workload:
     settings: tuple[Mapping[str, int], ...]
     rows: tuple[int, ...]
     tensors: Mapping[str, Callable[[str], Tensor]] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
     scripted: bool = False
     over_best: float | None = None
     over_default: float | None = None

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from . import ideal_coalitions, models
-from .workload import Workload, chunks
+from . import ideal_coalitions, ideal_surrogates, models
+from .workload import Tensors, Workload, chunks
 
 
 def named(method: str) -> Callable[[ModuleType, nn.Module], Any]:
@@ -18,6 +18,25 @@ def named(method: str) -> Callable[[ModuleType, nn.Module], Any]:
 def evals(*sizes: int) -> tuple[Mapping[str, int], ...]:
     """Settings of captum's perturbations_per_eval."""
     return chunks("perturbations_per_eval", *sizes)
+
+
+def mlp_surrogate(
+    name: str, method: str, loop: Callable[..., Tensors], over_best: float, own: Mapping[str, Any] | None = None
+) -> Workload:
+    """A method that fits linear models to the MLP, on 16 rows; own: arguments that captum does not have."""
+    return Workload(
+        name,
+        models.mlp,
+        models.features(16),
+        named(method),
+        loop,
+        {"n_samples": 254 if own else 200, "target": 0},
+        evals(10, 50, 200),
+        (512, 1024, 2048, 4096),
+        own=own or {},
+        over_best=over_best,
+        near_ideal=1.3,
+    )
 
 
 COALITIONS = (
@@ -70,7 +89,7 @@ COALITIONS = (
         ideal_coalitions.occlusion,
         {"target": 3, "sliding_window_shapes": (3, 8, 8), "strides": (3, 4, 4)},
         evals(2, 4, 7, 10, 25, 49),
-        (8, 16, 40, 80, 136, 200, 400),
+        (8, 16, 40, 80, 100, 200, 400),
         over_best=1.0,
         over_default=1.2,
         near_ideal=1.3,
@@ -95,7 +114,7 @@ COALITIONS = (
         ideal_coalitions.shapley_value_sampling,
         {"n_samples": 25, "target": 3},
         evals(2, 4, 10, 49),
-        (4, 8, 16, 32, 64, 128),
+        (4, 8, 12, 16, 25, 32),
         tensors={"feature_mask": models.superpixels(224, 32)},
         over_best=20,
         near_ideal=1.3,
@@ -103,13 +122,22 @@ COALITIONS = (
     Workload(
         "mlp_shapley_exact",
         models.mlp,
-        models.features(4),
+        models.features(32),
         named("ShapleyValues"),
         ideal_coalitions.shapley_values,
         {"target": 0},
         evals(8),
-        (128, 256, 512, 1024),
+        (1024, 2048, 4096, 8192),
         over_best=80,
         near_ideal=1.3,
     ),
+    mlp_surrogate("mlp_kernel_shap", "KernelShap", ideal_surrogates.kernel_shap, over_best=40),
+    mlp_surrogate(
+        "mlp_kernel_shap_paired",
+        "KernelShap",
+        ideal_surrogates.exactly(ideal_coalitions.shapley_values),
+        over_best=80,
+        own={"sampling": "paired"},
+    ),
+    mlp_surrogate("mlp_lime", "Lime", ideal_surrogates.lime, over_best=40),
 )

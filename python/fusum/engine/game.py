@@ -50,6 +50,7 @@ class Game:
         self._is_apart: bool | None = None
         self._known: bool | None = None
         self._told: Repeats | None = None
+        self._planned: Planning | None = None
 
     # The model's output.
 
@@ -70,7 +71,8 @@ class Game:
         if self._is_known:
             return self.evaluate(n, rows, everyone)
         if most is None or most >= n:
-            return self._forward(self.inputs(), None)
+            with self._planning().measuring(n):
+                return self._forward(self.inputs(), None)
         return torch.cat([self._forward(rows(i, min(i + most, n)), everyone[i : i + most]) for i in range(0, n, most)])
 
     def inputs(self) -> Tensors:
@@ -194,7 +196,8 @@ class Game:
     ) -> Tensor:
         """The output at coalitions bool [C, features] that all examples share: [C, *outputs].
 
-        repeats: some may come more than once. shuffled: of which example [C, examples] an input's absent features are.
+        repeats: some may come more than once, or lack no feature. shuffled: of which example [C, examples] an input's
+        absent features are.
         """
         count, n = coalitions.shape[0], self.examples
         if not self.apart:
@@ -204,13 +207,13 @@ class Game:
         if shuffled is not None:
             index = [None if s is None else s.flatten() for s in shuffled]
             return _folded(self._at(coalitions, *pairs(count, n, coalitions.device), index), count)
-        if not repeats and self._repeats.all_change(coalitions):
+        if not repeats and self._repeats.all_differ:
             return self._and_inputs(coalitions)[:count]
-        keys = self._repeats.keys(coalitions, repeats)
+        keys = self._repeats.keys(coalitions)
         if keys.shape[1] > 1:
-            found = self._each(coalitions, *pairs(count, n, coalitions.device), keys.flatten(), repeats)
+            found = self._each(coalitions, *pairs(count, n, coalitions.device), keys.flatten())
             return _folded(found, count)
-        first, place = distinct(keys[:, 0], repeats)
+        first, place = distinct(keys[:, 0])
         progress.advance((count - len(first)) * n)
         return self._and_inputs(coalitions[first])[place]
 
@@ -220,12 +223,11 @@ class Game:
         keys = self._repeats.own_keys(coalitions, start)
         examples = torch.arange(start, start + b, device=coalitions.device).repeat_interleave(n)
         which = torch.arange(b * n, device=coalitions.device)
-        return _folded(self._each(coalitions.flatten(0, 1), which, examples, keys.flatten(), True), b)
+        return _folded(self._each(coalitions.flatten(0, 1), which, examples, keys.flatten()), b)
 
-    def _each(self, coalitions: Tensor, which: Tensor, examples: Tensor, keys: Tensor, repeats: bool) -> Tensor:
+    def _each(self, coalitions: Tensor, which: Tensor, examples: Tensor, keys: Tensor) -> Tensor:
         """The output at rows of coalitions and examples, of which the same keys mean the same."""
-        of_examples = torch.where(keys == 0, 0, keys * self.examples + examples) if repeats else keys
-        first, place = distinct(of_examples, repeats)
+        first, place = distinct(torch.where(keys == 0, 0, keys * self.examples + examples))
         progress.advance(len(keys) - len(first))
         found = torch.cat([self._at(coalitions, which[first], examples[first]), self.full])
         return found[torch.where(keys == 0, len(first) + examples, place)]
@@ -259,11 +261,8 @@ class Game:
 
     def evaluate(self, count: int, rows: Callable[[int, int], Tensors], examples: Tensor) -> Tensor:
         """The output at rows(start, stop) for count rows, which belong to examples; only where rows are apart."""
-        planning = Planning(
-            self._plan, self._model, self.arguments, self._settings, -(-count // self.examples), forward_only=True
-        )
+        planning, start = self._planning(), 0
         outs: list[Tensor] = []
-        start = 0
         while start < count:
             size = count - start if planning.rows is None else even(count - start, planning.rows)
             try:
@@ -278,6 +277,11 @@ class Game:
             outs.append(out)
             start += size
         return outs[0] if len(outs) == 1 else torch.cat(outs) if outs else self.full[:0]
+
+    def _planning(self) -> Planning:
+        if self._planned is None:
+            self._planned = Planning(self._plan, self._model, self.arguments, self._settings, 1, forward_only=True)
+        return self._planned
 
     def grid(self, count: int, rows: Callable[[int, int], Tensors]) -> Tensor:
         """The output at whole batches rows(start, stop), one for each of count coalitions: [count, *outputs]."""

@@ -21,7 +21,7 @@ _CPU_FEW_ROWS, _CPU_FEW_BYTES = 20, 256 * 2**20
 _CPU_MOST_ROWS = 4096
 # A forward without gradients holds what an operator takes and what it returns, twice its largest tensor at most, and
 # needs fewer rows: it has a third of the work, but tensors above 32 MB cost more than they save.
-_AT_ONCE, _CPU_FEW_FORWARD = 2, 4
+_AT_ONCE, _FEW_FORWARD = 2, 4
 _CUDA_SHARE, _CUDA_BYTES = 0.3, 4 * 2**30
 # Before a model is measured: not many rows, and activations guessed at this many times its inputs.
 _FIRST_ROWS = 256
@@ -43,7 +43,7 @@ class Footprint:
     ) -> None:
         present = [x for x in inputs if x is not None]
         self._device, self._forward_only = present[0].device, forward_only
-        self._input_bytes = sum([x.element_size() * (x.numel() // x.shape[0]) for x in present])
+        self._input_bytes = sum([x.nbytes for x in present]) // present[0].shape[0]
         self._key = (part, forward_only, self._device, *[(x.dtype, x.shape[1:]) for x in present])
         try:
             known = _footprints.get(model)
@@ -57,9 +57,11 @@ class Footprint:
 
     def rows(self) -> int:
         """Rows to run at once."""
-        few = _CPU_FEW_FORWARD if self._forward_only else _CPU_FEW_ROWS
+        few = _FEW_FORWARD if self._forward_only else _CPU_FEW_ROWS
         if self.measured:
             return _rows(self._known[self._key], self._device, few)
+        if self._forward_only:  # inputs may be numbers of words
+            return few
         return min(_FIRST_ROWS, _rows(_GUESS * self._input_bytes + 1, self._device, few))
 
     @contextmanager

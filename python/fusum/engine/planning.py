@@ -37,18 +37,18 @@ class Planning:
         forward_only: bool = False,
     ) -> None:
         self._model, self._arguments, self._settings = model, arguments, settings
-        automatic = self._is_automatic(plan, points)
+        automatic = self._is_automatic(plan, points, forward_only)
         self._footprint = Footprint(model.key, arguments.inputs, model.part, forward_only) if automatic else None
         self.rows = self._most_rows()
 
-    def _is_automatic(self, plan: Plan, points: int) -> bool:
+    def _is_automatic(self, plan: Plan, points: int, forward_only: bool) -> bool:
         """Whether to choose rows: nobody set them, there is much to do, and a cut batch has the same results."""
         settings, noise = self._settings, plan.noise
         fixed = self._arguments.max_rows or (settings.max_rows and not settings.memory)
         if fixed or plan.rule.function is not None:
             return False
         copies = points * (1 if noise is None else noise.samples)
-        if settings.memory is None and is_small(self._arguments.inputs, copies):
+        if settings.memory is None and not forward_only and is_small(self._arguments.inputs, copies):
             return False
         return not couples_rows(self._model.key)
 

@@ -25,44 +25,42 @@ class Repeats:
     def __init__(self, arguments: Arguments, features: Features) -> None:
         self._arguments, self._features = arguments, features
         self._differing: Tensor | None = None
-        self._numbers: dict[bool, Tensor] = {}
+        self._numbers: Tensor | None = None
 
-    def all_change(self, coalitions: Tensor) -> bool:
-        """Whether every one of coalitions bool [c, features] changes every example."""
-        return bool(self._differs.all()) and not bool(coalitions.all(1).any())
+    @property
+    def all_differ(self) -> bool:
+        """Whether every feature of every example differs from its baseline."""
+        return bool(self._differs.all())
 
-    def keys(self, coalitions: Tensor, repeats: bool = True) -> Tensor:
-        """Equal numbers for coalitions that mean the same, 0 where they change nothing: [c, 1 or examples].
-
-        repeats: some may come more than once; without, the numbers only say whether they change anything.
-        """
-        weights = self._weights(repeats)
+    def keys(self, coalitions: Tensor) -> Tensor:
+        """Equal numbers for coalitions that mean the same, 0 where they change nothing: [c, 1 or examples]."""
+        weights = self._weights
         sums = (~coalitions).double() @ weights.transpose(0, 1).flatten(1)
         return _whole(sums.view(len(coalitions), len(weights), -1))
 
     def own_keys(self, coalitions: Tensor, start: int) -> Tensor:
         """The same for coalitions bool [b, n, features] of the examples start to start + b: [b, n]."""
-        weights = self._weights(repeats=True)
+        weights = self._weights
         mine = weights if len(weights) == 1 else weights[start : start + len(coalitions)]
         return _whole((~coalitions).double() @ mine)
 
-    def _weights(self, repeats: bool) -> Tensor:
+    @property
+    def _weights(self) -> Tensor:
         """Numbers [1 or examples, features, k] that sum, over absent features, to what tells coalitions apart.
 
         Features whose elements are all as in the baseline have 0: it is nothing that they are absent.
         """
-        if repeats not in self._numbers:
+        if self._numbers is None:
             differs = _rows_once(self._differs).double()[:, :, None]
             m = self._features.count
-            numbers = torch.ones(m, 1, dtype=torch.float64)
-            if repeats and m <= _EXACT_BITS - self._arguments.examples.bit_length():
+            if m <= _EXACT_BITS - self._arguments.examples.bit_length():
                 numbers = 2.0 ** torch.arange(m, dtype=torch.float64)[:, None]
-            elif repeats:
+            else:
                 random = Random(0)  # not one of the generators that methods and models draw from
                 most = 2 ** (_EXACT_BITS - m.bit_length())
                 numbers = torch.tensor([[random.randint(1, most) for _ in range(2)] for _ in range(m)]).double()
-            self._numbers[repeats] = differs * numbers.to(differs.device)
-        return self._numbers[repeats]
+            self._numbers = differs * numbers.to(differs.device)
+        return self._numbers
 
     @property
     def _differs(self) -> Tensor:
@@ -87,12 +85,8 @@ class Repeats:
         return torch.zeros(1, self._features.count) > 0 if found is None else found > 0
 
 
-def distinct(keys: Tensor, repeats: bool = True) -> tuple[Tensor, Tensor]:
+def distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
     """The first of each key but 0, and at which of those each key is; behind them all where it is 0."""
-    if not repeats:
-        wanted = keys != 0
-        first = wanted.nonzero()[:, 0]
-        return first, torch.where(wanted, wanted.cumsum(0) - 1, len(first))
     found, place = torch.unique(keys, return_inverse=True)
     first = torch.empty_like(found).scatter_(0, place, torch.arange(len(keys), device=keys.device))
     wanted = found != 0

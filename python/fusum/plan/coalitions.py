@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from math import comb, prod
 
 import torch
@@ -14,7 +15,7 @@ from .spec import Slide
 
 
 class Shared(ABC):
-    """A list of count coalitions; repeats: some may come more than once."""
+    """A list of count coalitions; repeats: some may come more than once, or lack no feature."""
 
     count: int
     repeats = False
@@ -213,16 +214,11 @@ class Joining(Shared):
 
 
 class Everything(Shared):
-    """All 2^features coalitions: Shapley values by their definition."""
-
-    repeats = True  # where features of an example are as in its baseline
+    """All 2^features coalitions, that of all features by begin: Shapley values by their definition."""
 
     def __init__(self, features: int, device: torch.device) -> None:
-        self.count, self._bits = 2**features, torch.arange(features, device=device)
-        # How much a coalition of each size weighs to which a feature is added.
-        weights = [1 / (features * comb(features - 1, size)) for size in range(features)]
-        self._with = torch.tensor([0.0, *weights], dtype=torch.float64, device=device)
-        self._without = torch.tensor([*weights, 0.0], dtype=torch.float64, device=device)
+        self.count, self._bits = 2**features - 1, torch.arange(features, device=device)
+        self._with, self._without = _weights(features, device)
 
     def part(self, start: int, stop: int) -> Tensor:
         """Coalitions start to stop: the bits of their numbers."""
@@ -231,14 +227,23 @@ class Everything(Shared):
 
     def begin(self, full: Tensor) -> None:
         """Take the output with all features."""
-        self._total = full.new_zeros(len(full), len(self._bits), dtype=torch.float64)
+        self._total = full.double()[:, None] * self._with[-1:].expand(len(self._bits))
 
     def add(self, values: Tensor, start: int, coalitions: Tensor) -> None:
         """Take the values of coalitions from start on."""
-        sizes = coalitions.sum(1)
-        weights = torch.where(coalitions, self._with[sizes][:, None], -self._without[sizes][:, None])
+        sizes = coalitions.sum(1, keepdim=True)
+        weights = torch.where(coalitions, self._with[sizes], self._without[sizes])
         self._total += values.double().t() @ weights
 
     def result(self) -> Tensor:
         """Scores [outputs, features]."""
         return self._total.float()
+
+
+@lru_cache(maxsize=16)
+def _weights(features: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How much the value at a coalition of each size counts for features that it has, and for those that it lacks."""
+    shares = [1 / (features * comb(features - 1, size)) for size in range(features)]
+    with torch.inference_mode(False):
+        pair = torch.tensor([[0.0, *shares], [*shares, 0.0]], dtype=torch.float64, device=device)
+        return pair[0], -pair[1]

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ArgumentError, ArgumentTypeError
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Features:
     """ids: an input's features, int32 [1 or examples, ...], numbered 0 to count - 1. labels: a user's numbers of them.
 
@@ -65,24 +65,23 @@ def _spread(scores: Tensor, ids: Tensor, shape: torch.Size) -> Tensor:
 
 def of_elements(inputs: Sequence[Tensor | None]) -> Features:
     """Every element of an example is a feature of its own."""
-    ids: list[Tensor | None] = []
-    count = 0
-    for x in inputs:
-        if x is None:
-            ids.append(None)
-            continue
-        numbers = _numbered(count, x.shape[1:], x.device)
-        ids.append(numbers)
-        count += numbers.numel()
-    in_order = all(x is None or x.numel() for x in inputs)
-    return Features(tuple(ids), count, torch.arange(count), _shapes(inputs), in_order)
+    return _of_elements(_shapes(inputs), tuple([None if x is None else x.device for x in inputs]))
 
 
 @lru_cache(maxsize=4)
-def _numbered(first: int, shape: torch.Size, device: torch.device) -> Tensor:
-    """Numbers from first on, [1, *shape]."""
+def _of_elements(shapes: tuple[torch.Size | None, ...], devices: tuple[torch.device | None, ...]) -> Features:
+    ids: list[Tensor | None] = []
+    count = 0
     with torch.inference_mode(False):
-        return torch.arange(first, first + shape.numel(), dtype=torch.int32, device=device).view(1, *shape)
+        for shape, device in zip(shapes, devices, strict=True):
+            if shape is None:
+                ids.append(None)
+                continue
+            n = shape[1:].numel()
+            ids.append(torch.arange(count, count + n, dtype=torch.int32, device=device).view(1, *shape[1:]))
+            count += n
+        in_order = all(shape is None or shape.numel() for shape in shapes)
+        return Features(tuple(ids), count, torch.arange(count), shapes, in_order)
 
 
 def of_mask(mask: Any, inputs: Sequence[Tensor | None], name: str = "feature_mask") -> Features:
