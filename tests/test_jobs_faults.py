@@ -221,6 +221,7 @@ def test_a_full_disk_leaves_a_folder_that_goes_on(
     assert "cannot be written: No space left on device; the parts that are there are whole" in capsys.readouterr().err
     monkeypatch.setattr(os, "fsync", real)
     assert 0 < output(tmp_path / "out").num_rows < 130
+    (tmp_path / "out" / "parts" / ".half.parquet.7.tmp").write_bytes(b"of a process that was killed")
     assert main(given) == 0
     assert output(tmp_path / "out").equals(output(whole))
     assert not list((tmp_path / "out").rglob("*.tmp"))

@@ -301,7 +301,8 @@ class Game:
     @staticmethod
     def by_coalition(out: Tensor, n: int, full: Tensor) -> Tensor:
         """The output at n whole batches, [n, *outputs]."""
-        if out.numel() != n * full.numel() or (n > 1 and out.shape[:1] != (n * len(full) if full.dim() else -1,)):
+        rows = len(full) if full.dim() else 1  # a model may squeeze the one number of one row
+        if out.numel() != n * full.numel() or (n > 1 and out.shape[:1] != (n * rows,)):
             raise ArgumentError(
                 f"perturbations_per_eval: got {n} or more, but forward_func returned shape {tuple(out.shape)} for {n} "
                 f"times as many rows as those it returned shape {tuple(full.shape)} for; expected 1"

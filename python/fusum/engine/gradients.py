@@ -96,6 +96,6 @@ def filled(
             start += size
             if not [g for g in found[start - size : start] if g is not None]:
                 which = f"layer {i + 1} of {len(unused.layers)}" if len(unused.layers) > 1 else "it"
-                hint = "grad_kwargs={'allow_unused': True} gives zeros"
+                hint = "grad_kwargs={'allow_unused': True} gives zeros where a method takes it"
                 raise ArgumentError(f"layer: the output does not depend on what {which} holds; expected it to ({hint})")
     return tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)])

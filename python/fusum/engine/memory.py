@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -101,6 +101,12 @@ class _Largest(TorchDispatchMode):
                 if isinstance(t, Tensor):
                     self.bytes = max(self.bytes, t.numel() * t.element_size())
         return made
+
+
+def forget(model: Any) -> None:
+    """Measure a model anew, so that how a call is cut does not depend on earlier ones."""
+    with suppress(TypeError):  # a callable that cannot be referred to weakly is measured at every call
+        _footprints.pop(model, None)
 
 
 def is_small(inputs: tuple[Tensor | None, ...], copies: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..engine import memory
+from ..engine.memory import forget
 from ..engine.model import check_rows, view
 from ..errors import ArgumentError
 from ..plan.target import Target
@@ -103,8 +103,7 @@ class Explainer:
 
     def explain(self, rows: Rows) -> list[Found]:
         """Scores of all batches of a unit. They depend on nothing that was explained before it."""
-        with suppress(TypeError):  # a callable that cannot be referred to weakly is measured at every call
-            memory._footprints.pop(self._view.key, None)
+        forget(self._view.key)
         with self._transfer.here():
             return [self._explain(batch) for batch in rows.batches]
 

@@ -61,6 +61,8 @@ class Folder:
             if overwrite:
                 for each in [*self.path.glob("parts/*"), *self.path.glob("rejected/*"), *self.path.glob("manifest-*")]:
                     each.unlink()
+            for each in self.path.rglob(".*.tmp") if lock == "exclusive" else ():  # of processes that were killed
+                each.unlink()
         except BlockingIOError:
             raise JobError(f"output: another process is at work in {self.path}") from None
         except OSError as error:
@@ -95,7 +97,7 @@ class Folder:
 
     def keep(self, name: str, content: bytes) -> None:
         """Write a file of this folder, atomically."""
-        whole(self.path / name, lambda file: file.write(content), f".{self.rank}")
+        whole(self.path / name, lambda file: file.write(content), self.rank)
 
     def kept(self, name: str) -> bytes | None:
         """The content of a file of this folder, if it is there."""
@@ -110,7 +112,7 @@ class Folder:
                 self._own = {**units, **self._own}
 
     def _write_table(self, path: Path, table: Any) -> None:
-        whole(path, lambda file: pq.write_table(table, file, row_group_size=max(1, table.num_rows)))
+        whole(path, lambda file: pq.write_table(table, file, row_group_size=max(1, table.num_rows)), self.rank)
 
 
 def changes_of(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -122,12 +124,12 @@ def changes_of(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return found + [f"data: {n} is gone" for n in gone] + [f"data: {n} has changed" for n in other]
 
 
-def whole(path: Path, write: Callable[[Any], Any], suffix: str = "") -> None:
+def whole(path: Path, write: Callable[[Any], Any], rank: int) -> None:
     """Let write fill a file that appears under its name when all of it is on the disk; raises JobError.
 
-    suffix: of its name before, where other processes write it at the same time.
+    rank: of this process; another may write the same file at the same time.
     """
-    temporary = path.with_name(f".{path.name}{suffix}.tmp")  # what a killed process left is written over by the next
+    temporary = path.with_name(f".{path.name}.{rank}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
