@@ -44,9 +44,13 @@ test: $(STAMP)/kernels $(STAMP)/test
 	FUSUM_BACKEND=reference $(PY) -m pytest -n $(TEST_JOBS) $(TEST_ARGS) tests/test_deeplift.py tests/test_deeplift_shap.py \
 	  tests/test_guided.py tests/test_lrp.py tests/test_rules_threads.py
 
-bench: $(STAMP)/kernels $(STAMP)/bench
+bench: $(STAMP)/kernels $(STAMP)/bench $(STAMP)/viz $(STAMP)/jobs
 	$(call say,benchmarks: each asserts equal results and then times; table and CSV go to benchmarks/results/)
 	$(PY) -u -m benchmarks $(BENCH_ARGS)
+	$(call say,jobs from Parquet to Parquet)
+	$(PY) -u -m benchmarks.jobs
+	$(call say,estimators of Shapley values: error against evaluations)
+	$(PY) -u -m benchmarks.estimators
 
 lint: $(STAMP)/lint
 	$(call say,ruff - mypy - clang-format)
