@@ -250,6 +250,20 @@ def _coalition_rows() -> Iterator[Sample]:
             yield Sample("coalition_rows", f"{name}, {title}", arguments)
 
 
+def _lasso() -> Iterator[Sample]:
+    """All combinations of three features, of weights that make columns orthogonal."""
+    members = torch.cartesian_prod(*[torch.tensor([False, True])] * 3).expand(5, 8, 3)
+    chances = torch.rand(5, 1, 3, generator=torch.Generator().manual_seed(18), dtype=torch.float64) * 0.6 + 0.2
+    weights, values = torch.where(members, chances, 1 - chances).prod(-1), _normal((5, 8), torch.float64, 19)
+    for dtype in (torch.bool, torch.int64, torch.bfloat16):
+        rows = members.contiguous().to(dtype) * torch.tensor([1, 2, -3]).to(dtype)
+        yield Sample("lasso", str(dtype)[6:], (rows, values, 7 * weights, 0.05, 1e-4, 100))
+    strided = (_strided(members.double()), _strided(values), _transposed(weights), 0.05, 1e-4, 100)
+    yield Sample("lasso", "float64 strided", strided)
+    yield Sample("lasso", "no features", (members[..., :0], values, weights, 0.05, 1e-4, 100))
+    yield Sample("lasso", "no examples", (members[:0], values[:0], weights[:0], 0.05, 1e-4, 100))
+
+
 SAMPLES: tuple[Sample, ...] = (
     *_path_points(),
     *_path_sum(),
@@ -259,6 +273,7 @@ SAMPLES: tuple[Sample, ...] = (
     *_moments(),
     *_rescale(),
     *_coalition_rows(),
+    *_lasso(),
 )
 
 
@@ -349,6 +364,15 @@ def _rows_by_hand(
     return _stack(rows, inputs)
 
 
+def _lasso_by_hand(rows: Tensor, values: Tensor, weights: Tensor, alpha: float, *_: Any) -> tuple[Tensor, Tensor]:
+    """Of orthogonal columns each has its coefficient to itself."""
+    shares = (weights / weights.sum(1, keepdim=True))[..., None]
+    x = rows.double() - (shares * rows.double()).sum(1, keepdim=True)
+    slopes = (shares * x * values[..., None]).sum(1)
+    found = slopes.sign() * (slopes.abs() - alpha).clamp(min=0) / (shares * x * x).sum(1)
+    return found, torch.ones(len(rows))
+
+
 BY_HAND: dict[str, Callable[..., Any]] = {
     "path_points": _points_by_hand,
     "path_sum": _sum_by_hand,
@@ -358,4 +382,5 @@ BY_HAND: dict[str, Callable[..., Any]] = {
     "moments": _moments_by_hand,
     "rescale": _rescaled_by_hand,
     "coalition_rows": _rows_by_hand,
+    "lasso": _lasso_by_hand,
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from torch import Tensor
 
 import fusum
 from fusum.engine.fits import lasso, shapley
+
+each_backend = pytest.mark.parametrize("backend", ["auto", "reference"])
 
 
 def drawn(examples: int, n: int, features: int, scale: float = 1.0, used: float = 1.0) -> tuple[Tensor, ...]:
@@ -50,6 +54,8 @@ SIZES = [
     (5, 1, 8, 1.0, 1.0),
     (3, 20, 30, 1.0, 1.0),
     (7, 30, 2, 1.0, 1.0),
+    (2, 20, 200, 1.0, 0.02),
+    (1, 3, 2001, 1.0, 0.01),
 ]
 
 
@@ -59,7 +65,9 @@ def test_lasso_is_that_of_scikit_learn(examples: int, n: int, features: int, sca
     given = drawn(examples, n, features, scale, used)
     expected = sklearns(*given)
     largest = max(float(expected.abs().max()), 1e-12)
-    torch.testing.assert_close(lasso(*given), expected, rtol=0, atol=1e-10 * largest)
+    for backend in ("auto", "reference"):
+        with fusum.config(backend=backend):
+            torch.testing.assert_close(lasso(*given), expected, rtol=0, atol=1e-10 * largest)
     torch.testing.assert_close(lasso(*given), sklearns(*given, dtype=np.float32), rtol=0, atol=5e-6 * largest)
 
 
@@ -67,7 +75,10 @@ def test_lasso_is_that_of_scikit_learn(examples: int, n: int, features: int, sca
 @pytest.mark.filterwarnings("ignore:Lasso did not converge")
 def test_lasso_of_other_options(options: dict[str, float]) -> None:
     given = drawn(8, 60, 12)
-    torch.testing.assert_close(lasso(*given, **options), sklearns(*given, **options), rtol=0, atol=1e-10)
+    expected = sklearns(*given, **options)
+    for backend in ("auto", "reference"):
+        with fusum.config(backend=backend):
+            torch.testing.assert_close(lasso(*given, **options), expected, rtol=0, atol=1e-10)
 
 
 def test_lasso_at_its_optimum() -> None:
@@ -85,33 +96,63 @@ def test_lasso_at_its_optimum() -> None:
     assert bool((slopes[~used].abs() <= 0.1 + 1e-6).all())
 
 
-def test_lasso_of_examples_does_not_depend_on_others() -> None:
+@each_backend
+def test_lasso_of_examples_does_not_depend_on_others(backend: str) -> None:
     given = drawn(6, 40, 9)
-    alone = torch.cat([lasso(*[each[i : i + 1] for each in given]) for i in range(6)])
-    torch.testing.assert_close(lasso(*given), alone, rtol=0, atol=1e-13)
+    with fusum.config(backend=backend):
+        alone = torch.cat([lasso(*[each[i : i + 1] for each in given]) for i in range(6)])
+        torch.testing.assert_close(lasso(*given), alone, rtol=0, atol=1e-13)
 
 
-def test_lasso_of_columns_that_do_not_vary() -> None:
+@each_backend
+def test_lasso_of_columns_that_do_not_vary(backend: str) -> None:
     rows, values, weights = drawn(3, 40, 6)
     rows[:, :, 2] = True
     rows[0, :, 3] = False
-    found = lasso(rows, values, weights)
+    with fusum.config(backend=backend):
+        found = lasso(rows, values, weights)
+        assert bool((lasso(rows, torch.full_like(values, 2.0), weights) == 0).all())
     assert bool((found[:, 2] == 0).all())
     assert found[0, 3] == 0
     torch.testing.assert_close(found, sklearns(rows, values, weights), rtol=0, atol=1e-10)
-    assert bool((lasso(rows, torch.full_like(values, 2.0), weights) == 0).all())
 
 
-def test_lasso_of_values_that_are_missing() -> None:
-    rows, values, weights = drawn(3, 40, 6)
+@each_backend
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, 1e200])
+def test_lasso_of_numbers_that_are_not_finite(number: float, backend: str) -> None:
+    """Nor are the squares of some that are."""
+    rows, values, weights = drawn(4, 40, 6)
     expected = lasso(rows, values, weights)
-    values[1, 7] = torch.nan
-    found = lasso(rows, values, weights)
-    assert bool(found[1].isnan().all())
+    rows = rows.double()
+    values[1, 7] = rows[3, 5, 2] = number
+    with fusum.config(backend=backend):
+        found = lasso(rows, values, weights)
+    assert bool(found[[1, 3]].isnan().all())
     torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], rtol=0, atol=1e-13)
 
 
-def test_lasso_warns_where_it_stops_early() -> None:
+@each_backend
+def test_lasso_warns_where_scikit_learn_does(backend: str) -> None:
+    """Also where the last sweep allowed is the one that converges, though it changes much."""
+    linear = pytest.importorskip("sklearn.linear_model", reason="scikit-learn, which is the measure, is not installed")
+    rows, values, weights = drawn(1, 60, 12)
+
+    def warns(fit: Callable[[], object]) -> bool:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            fit()
+        return any("did not converge" in str(each.message) for each in said)
+
+    found, expected = [], []
+    for sweeps in range(8, 13):
+        model = linear.Lasso(alpha=0.01, max_iter=sweeps)
+        expected.append(warns(partial(model.fit, rows[0].numpy(), values[0].numpy(), weights[0].numpy())))
+        with fusum.config(backend=backend):
+            found.append(warns(partial(lasso, rows, values, weights, max_iter=sweeps)))
+    assert found == expected == [True, True, True, False, False]  # with sweeps to spare it makes 12
+
+
+def test_lasso_says_that_it_stops_early() -> None:
     with pytest.warns(UserWarning, match="did not converge in 2 sweeps"):
         lasso(*drawn(3, 20, 12), max_iter=2)
 

@@ -34,7 +34,9 @@ def results(body: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Tensor
     """What a call returns, or else the tensors that it has changed."""
     returned = body(*arguments)
     changed = [x for x in arguments[: body_changes(body)] if x is not None]
-    return changed if returned is None else [returned]
+    if returned is None:
+        return changed
+    return list(returned) if isinstance(returned, tuple) else [returned]
 
 
 def body_changes(body: Any) -> int:
@@ -46,7 +48,7 @@ def assert_close(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype
     """Equal to the rounding of dtype, relative to the largest number in the tensor where terms cancel."""
     assert len(found) == len(expected)
     for x, y in zip(found, expected, strict=True):
-        scale = float(y.abs().max()) if y.numel() else 1.0
+        scale = float(y.double().abs().max()) if y.numel() else 1.0
         bound = ROUNDING[dtype]
         torch.testing.assert_close(x.double().cpu(), y.double().cpu(), rtol=bound, atol=bound * scale)
 
@@ -123,6 +125,11 @@ LARGE = (
             torch.arange(160) % 7,
             torch.arange(160) // 4,
         ),
+    ),
+    Sample(
+        "lasso",
+        "large",
+        (torch.rand(40, 99, 20) < 0.5, torch.randn(40, 99).double(), torch.rand(40, 99).double(), 0.01, 1e-4, 1000),
     ),
 )
 
@@ -327,6 +334,13 @@ REFUSED: list[tuple[str, str, tuple[Any, ...]]] = [
     ("coalition_rows", "which", (X, ROW, None, FEATURES, MEMBERS, INDEX.int(), INDEX)),
     ("coalition_rows", "examples", (X, ROW, None, FEATURES, MEMBERS, INDEX, INDEX[None])),
     ("coalition_rows", "examples", (X, ROW, None, FEATURES, MEMBERS, INDEX, INDEX.to("meta"))),
+    ("lasso", "rows", (X, X.double(), X.double(), 0.1, 0.1, 9)),
+    ("lasso", "rows", (X[None].cfloat(), X[None, :, 0].double(), X[None, :, 0].double(), 0.1, 0.1, 9)),
+    ("lasso", "values", (X[None], X[None].double(), X[None, :, 0].double(), 0.1, 0.1, 9)),
+    ("lasso", "values", (X[None], X[None, :, 0], X[None, :, 0].double(), 0.1, 0.1, 9)),
+    ("lasso", "weights", (X[None], X[None, :, 0].double(), X[None, :2, 0].double(), 0.1, 0.1, 9)),
+    ("lasso", "weights", (X[None], X[None, :, 0].double(), X[None, :, 0].double().to("meta"), 0.1, 0.1, 9)),
+    ("lasso", "alpha", (X[None], X[None, :, 0].double(), X[None, :, 0].double(), 0.0, 0.1, 9)),
 ]
 
 

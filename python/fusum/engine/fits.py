@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..errors import ArgumentError
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # Below this share of the largest, a Gram matrix's pivot or eigenvalue counts as zero: rows are small integers.
 _SINGULAR = 1e-10
@@ -82,105 +79,10 @@ def lasso(
     Raises:
         ArgumentError: an example has no sample of any weight.
     """
-    n = rows.shape[1]
-    sums = weights.double().sum(1, keepdim=True)
-    shares = weights / sums
-    roots = (shares * n).sqrt()[..., None]
-    both = torch.cat([rows.double(), values.double()[..., None]], -1)
-    both -= shares[:, None] @ both
-    both *= roots
-    moments = both.mT @ both  # of columns with each other, and, last, with the values
-    descent = _Descent(moments.permute(1, 2, 0).cpu().numpy(), alpha * n, tol)
-    if bool((sums == 0).any()):
+    weights = weights.double()
+    if bool((weights.sum(1) == 0).any()):
         raise ArgumentError("similarity_func: got samples of no weight at all; expected some (is a kernel too narrow?)")
-    return torch.from_numpy(descent.run(max_iter)).T.to(rows.device)
-
-
-class _Descent:
-    """Cyclic coordinate descent on many examples, each left alone once it has met scikit-learn's stopping rule.
-
-    Arrays have examples last. best: what each coefficient were best at, given the others and no penalty. pull: what
-    a coefficient takes from the best of the others. reach: how far from zero its best has to be for it to be used;
-    infinite for features that are ruled out.
-    """
-
-    def __init__(self, moments: Array, alpha: float, tol: float) -> None:
-        self.alpha, self.tol = alpha, tol
-        self.products, self.square = np.ascontiguousarray(moments[:-1, -1]), moments[-1, -1]
-        gram = moments[:-1, :-1]
-        self.norms = np.ascontiguousarray(gram.diagonal().T)
-        divisors = np.where(self.norms > 0, self.norms, 1.0)
-        self.pull = gram / divisors
-        diagonal = np.arange(len(gram))
-        self.pull[diagonal, diagonal] = 0
-        self.best = self.products / divisors
-        self.coefficients = np.zeros_like(self.best)
-        self.reach = np.where(self.norms > 0, alpha / divisors, np.inf)
-        self.live = np.arange(moments.shape[-1])
-        self.found = np.full_like(self.best, np.nan)
-
-    def run(self, max_iter: int) -> Array:
-        """The coefficients [M, B]; NaN where values are not finite."""
-        self._retire(~np.isfinite(self.square), np.nan)
-        self._check(np.ones(len(self.live), dtype=bool))
-        for _ in range(max_iter):
-            if not len(self.live):
-                return self.found
-            before = self.coefficients.copy()
-            self._sweep()
-            largest = np.abs(self.coefficients).max(0)
-            settled = np.abs(self.coefficients - before).max(0) <= self.tol * largest
-            settled |= largest == 0
-            if settled.any():
-                self._check(settled)
-        if len(self.live):
-            warnings.warn(f"Lasso did not converge in {max_iter} sweeps: use more samples", stacklevel=2)
-            self._retire(np.ones(len(self.live), dtype=bool))
-        return self.found
-
-    def _sweep(self) -> None:
-        """Every coefficient in turn takes its best, less what the penalty takes."""
-        best, beyond = self.best, np.empty_like(self.best[0])
-        taken = np.empty_like(best)
-        for b, coefficient, reach, lower, pull in zip(
-            best, self.coefficients, self.reach, -self.reach, self.pull, strict=True
-        ):
-            np.minimum(b, reach, out=beyond)
-            np.maximum(beyond, lower, out=beyond)
-            np.subtract(b, beyond, out=beyond)
-            np.subtract(beyond, coefficient, out=coefficient)  # for now the step
-            np.multiply(pull, coefficient, out=taken)
-            np.subtract(best, taken, out=best)
-            coefficient[:] = beyond
-
-    def _check(self, settled: Array) -> None:
-        """Retire those settled examples whose duality gap is small; of the others rule features out."""
-        residual = (self.best - self.coefficients) * self.norms
-        with_values = (self.coefficients * self.products).sum(0)
-        error = self.square - with_values - (self.coefficients * residual).sum(0)
-        steepest = np.maximum(np.abs(residual).max(0), self.alpha)
-        scale = self.alpha / steepest
-        penalty = self.alpha * np.abs(self.coefficients).sum(0)
-        gap = 0.5 * (1 + scale**2) * error + penalty - scale * (self.square - with_values)
-        done = settled & (gap <= self.tol * self.square)
-        if not done.all():
-            radius = np.sqrt(2 * np.abs(gap)) / self.alpha
-            out = (1 - np.abs(residual) / steepest) > radius * np.sqrt(self.norms)
-            self._rule_out(out & settled & ~done)
-        if done.any():
-            self._retire(done)
-
-    def _rule_out(self, out: Array) -> None:
-        """Features that are zero at the optimum (gap safe screening) are zero from now on."""
-        self.reach[out] = np.inf
-        removed = np.where(out, self.coefficients, 0.0)
-        if removed.any():
-            self.coefficients[out] = 0
-            self.best += np.einsum("jkb,jb->kb", self.pull, removed)
-
-    def _retire(self, done: Array, value: float | None = None) -> None:
-        """Keep the coefficients of examples that are done, and go on without them."""
-        self.found[:, self.live[done]] = self.coefficients[:, done] if value is None else value
-        left = ~done
-        for name in ("products", "square", "norms", "pull", "best", "coefficients", "reach", "live"):
-            setattr(self, name, getattr(self, name)[..., left])
+    found, converged = ops.lasso(rows, values.double(), weights, alpha, tol, max_iter)
+    if not bool(converged.all()):
+        warnings.warn(f"Lasso did not converge in {max_iter} sweeps: use more samples", stacklevel=2)
+    return found

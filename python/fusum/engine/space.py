@@ -74,10 +74,10 @@ class Space:
         return torch.stack([self._alone[start + i].values(each).reshape(n) for i, each in enumerate(present)])
 
     def shared(self, coalitions: Tensor) -> Tensor:
-        """The output at coalitions bool [n, size] that all groups share: [n, groups]."""
+        """The output at coalitions bool [n, size] that all groups share, no two alike, none full: [n, groups]."""
         if self.groups > 1 and not self.game.apart:
             return self.values(coalitions.expand(self.groups, -1, -1), 0).t()
-        return self.game.values(self.used(coalitions)).reshape(len(coalitions), self.groups)
+        return self.game.values(self.used(coalitions), repeats=self._used is not None).reshape(-1, self.groups)
 
     @cached_property
     def full(self) -> Tensor:

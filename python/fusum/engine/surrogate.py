@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..plan import samples
+from ..plan.coalitions import Everything
 from ..plan.spec import Call
 from .fits import lasso, shapley
 from .functions import Draws, checked_row, fitted, weight
@@ -45,7 +46,14 @@ class Shapley:
         return torch.cat(found).zero_()
 
     def _shared(self, space: Space, n_samples: int) -> Tensor:
-        """The same coalitions for all groups, all of which one matrix is factorised for."""
+        """The same coalitions for all groups: each there is, or some, which one matrix is factorised for."""
+        if n_samples >= 2**space.size - 2:
+            every = Everything(space.size, space.device)
+            coalitions = every.part(0, every.count)
+            values = space.shared(coalitions)
+            every.begin(space.full)
+            every.add(values, 0, coalitions)
+            return every.result()
         drawn, weights = samples.pairs(n_samples, space.size, self.sampling)
         drawn = drawn.to(space.device)
         values = space.shared(torch.cat([drawn.new_zeros(1, space.size), drawn])).double()
@@ -75,7 +83,7 @@ class Local:
     def _samples(self, space: Space, n_samples: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Rows [b, n, features], weights [b, n] and values [b, n] of one block of groups after the other."""
         if self.model is None and self.perturb is None and isinstance(self.similarity, ExpKernel):
-            for start, stop in space.blocks(max(n_samples, space.size)):  # a row of moments for each feature
+            for start, stop in space.blocks(n_samples):
                 rows = samples.own(samples.fair, stop - start, n_samples, space.size).to(space.device)
                 weights = self.similarity.weights(space.products[start:stop], space.used(rows))
                 yield rows, weights, space.values(rows, start)

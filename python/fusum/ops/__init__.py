@@ -22,6 +22,7 @@ __all__ = [
     "coalition_rows",
     "draw_coalitions",
     "kernels_loaded",
+    "lasso",
     "moments",
     "noisy_copies",
     "path_points",
@@ -46,6 +47,7 @@ _rescale = _fused.rescale.default
 _coalition_rows: Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor], Tensor]
 _coalition_rows = _fused.coalition_rows.default
 _draw_coalitions: Callable[[Tensor, int], Tensor] = _fused.draw_coalitions.default
+_lasso: Callable[[Tensor, Tensor, Tensor, float, float, int], tuple[Tensor, Tensor]] = _fused.lasso.default
 
 
 def path_points(inputs: Tensor, baselines: Tensor, index: Tensor | None, alphas: Tensor) -> Tensor:
@@ -228,3 +230,29 @@ def draw_coalitions(probabilities: Tensor, count: int) -> Tensor:
     if current().backend == "reference":
         return reference.draw_coalitions(probabilities, count)
     return _draw_coalitions(probabilities, count)
+
+
+def lasso(
+    rows: Tensor, values: Tensor, weights: Tensor, alpha: float, tol: float, max_iter: int
+) -> tuple[Tensor, Tensor]:
+    """Linear models with an intercept and a penalty on the size of the coefficients, one for each of B examples.
+
+    The coefficients are least in (the weighted mean of squared errors) / 2 + alpha * (the sum of their sizes), to what
+    scikit-learn's ``Lasso`` leaves: they stop where its own stop, after as many sweeps of cyclic coordinate descent.
+
+    Arguments:
+        rows: ``[B, n, M]``, n samples of M features, of any real dtype or bool.
+        values: float64 ``[B, n]``, what the samples' values are.
+        weights: float64 ``[B, n]``, at least 0, of any scale.
+        alpha: the penalty, above 0.
+        tol: a sweep that changes coefficients by at most tol of the largest, and a duality gap of at most tol times the
+            squares of the values, end it.
+        max_iter: sweeps at most.
+
+    Returns:
+        The coefficients without the intercepts, float64 ``[B, M]``, and which examples converged, bool ``[B]``.
+        Coefficients of an example with a number that is not finite, or without any weight, are NaN.
+    """
+    if current().backend == "reference":
+        return reference.lasso(rows, values, weights, alpha, tol, max_iter)
+    return _lasso(rows, values, weights, alpha, tol, max_iter)

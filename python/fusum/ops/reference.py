@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from . import descent
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _PRODUCT = 2**18  # elements of the largest product that path_sum writes out
@@ -160,6 +161,21 @@ def draw_coalitions(probabilities: Tensor, count: int) -> Tensor:
     return coalitions
 
 
+def lasso(
+    rows: Tensor, values: Tensor, weights: Tensor, alpha: float, tol: float, max_iter: int
+) -> tuple[Tensor, Tensor]:
+    """The coefficients of the Lasso of each example, and whether it met scikit-learn's stopping rule."""
+    _check_lasso(rows, values, weights, alpha)
+    found = values.new_empty(rows.shape[0], rows.shape[2])
+    converged = values.new_empty(rows.shape[0], dtype=torch.bool)
+    if not rows.is_meta:
+        x, y, w = (each.detach().double().cpu().numpy() for each in (rows, values, weights))
+        results = descent.fit(x, y, w, alpha, tol, max_iter)
+        found.copy_(torch.from_numpy(results[0]))
+        converged.copy_(torch.from_numpy(results[1]))
+    return found, converged
+
+
 _ALL = (
     path_points,
     path_sum,
@@ -170,6 +186,7 @@ _ALL = (
     rescale,
     coalition_rows,
     draw_coalitions,
+    lasso,
 )
 BODIES: dict[str, Callable[..., Any]] = {body.__name__: body for body in _ALL}
 
@@ -279,6 +296,16 @@ def _check_probabilities(probabilities: Tensor, count: int) -> None:
         _fail("probabilities", probabilities, "a tensor on the cpu")
     if not (0 < float(probabilities.sum()) < math.inf and bool((probabilities >= 0).all())):
         _fail("probabilities", probabilities, "numbers of at least 0 with a sum above 0")
+
+
+def _check_lasso(rows: Tensor, values: Tensor, weights: Tensor, alpha: float) -> None:
+    if rows.dim() != 3 or rows.is_complex():
+        _fail("rows", rows, "real numbers of three dimensions")
+    for name, tensor in (("values", values), ("weights", weights)):
+        _check_shape(name, tensor, tuple(rows.shape[:2]), rows)
+        _check_dtype(name, tensor, torch.float64)
+    if not alpha > 0:
+        raise ArgumentError(f"alpha: got {alpha}; expected above 0")
 
 
 def _check_spread(name: str, tensor: Tensor, gradients: Tensor, x: Tensor) -> None:
