@@ -17,7 +17,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="NAME,...", help="some of: " + ", ".join(w.name for w in WORKLOADS))
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--quick", action="store_true", help="a few rounds each, for a first look")
+    parser.add_argument("--seconds", type=float, default=20, help="of each workload's rounds, 20 by default")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks/results"), metavar="DIR", help="where the CSV goes"
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
     if options.memory:
         table = measure_memory(options.workloads, options.device, options.out)
     else:
-        table = measure_time(options.workloads, options.device, 2 if options.quick else 20, options.out)
+        table = measure_time(options.workloads, options.device, options.seconds, options.out)
     print(table)
     print(", ".join(f"{name} {value}" for name, value in report.surroundings(options.device).items()))
     if options.readme:

@@ -18,7 +18,7 @@ from ..settings import current
 # weights are then read once for all of them (python -m benchmarks.chunks).
 _CPU_BYTES = 32 * 2**20
 _CPU_FEW_ROWS, _CPU_FEW_BYTES = 20, 256 * 2**20
-_CPU_MOST_ROWS = 4096
+_CPU_MOST_ROWS = 8192
 # A forward without gradients holds what an operator takes and what it returns, twice its largest tensor at most, and
 # needs fewer rows: it has a third of the work, but tensors above 32 MB cost more than they save.
 _AT_ONCE, _FEW_FORWARD = 2, 4
