@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Based:
     transform: Callable[..., Any]
     from_row: bool
     kwargs: dict[str, Any]
+    reason: ClassVar[str] = "the functions of LimeBase are called for one sample at a time"
 
 
 def explain(based: Based, call: Call, game: Game, n_samples: int) -> Tensor:

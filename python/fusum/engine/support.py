@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from .. import ops
 from ..errors import StrictError
-from ..plan.spec import Other, Plan
+from ..plan.spec import Other, Plan, Sampled
 from ..settings import current
 
 REPLACED_GRADIENT = "gradient_func was replaced, so its own way of taking gradients is called"
@@ -16,7 +16,7 @@ def why_not_fused(plan: Plan) -> str | None:
     """The reason why this plan would not run fused, or None where it does."""
     if plan.rule.function is not None:
         return REPLACED_GRADIENT
-    if isinstance(plan.points, Other) and plan.points.reason is not None:
+    if isinstance(plan.points, (Other, Sampled)) and plan.points.reason is not None:
         return plan.points.reason
     return without_kernels()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class Shapley:
     """Least squares whose coefficients are Shapley values; sampling: how coalitions are drawn, of plan.samples."""
 
     sampling: str
+    reason: ClassVar[None] = None
 
     def scores(self, space: Space, n_samples: int) -> Tensor:
         """Scores float64 [groups, features]."""
@@ -68,6 +69,14 @@ class Local:
     similarity: Callable[..., Any]
     model: Any = None
     perturb: Callable[..., Any] | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """What is asked for one sample, or fitted to one example, at a time, in words."""
+        similarity = None if isinstance(self.similarity, ExpKernel) else self.similarity
+        given = {"similarity_func": similarity, "perturb_func": self.perturb, "interpretable_model": self.model}
+        names = [name for name, own in given.items() if own is not None]
+        return f"{' and '.join(names)} of one's own are called for one sample or example at a time" if names else None
 
     def scores(self, space: Space, n_samples: int) -> Tensor:
         """What the models of all groups are represented by: [groups, features], of one group as it is."""

@@ -109,6 +109,12 @@ class Sampled:
     surrogate: Any
     by_input: bool = True
 
+    @property
+    def reason(self) -> str | None:
+        """Why that does not run fused, or None."""
+        reason: str | None = self.surrogate.reason
+        return reason
+
 
 # Points that change inputs and take no gradient.
 PERTURBING = (Ablate, Slide, Permute, Orders, Sampled)
