@@ -387,11 +387,10 @@ def test_limebase_wants_one_number() -> None:
 @pytest.mark.parametrize("name", ["similarity_func", "perturb_func", "interpretable_model"])
 def test_strict_refuses_what_is_called_for_each_sample(name: str) -> None:
     own = {"similarity_func": near, "perturb_func": few, "interpretable_model": RIDGE}
-    module = subject("mlp").module
     with fusum.config(strict=True), pytest.raises(fusum.StrictError, match=f"{name} of one's own"):
-        Lime(module, **{name: own[name]}).attribute(noise(5, 8), target=1)
+        Lime(subject("mlp").module, **{name: own[name]}).attribute(noise(5, 8), target=1)
     with fusum.config(strict=True), pytest.raises(fusum.StrictError, match="LimeBase are called"):
-        based(fusum.attr, module, RIDGE, moved).attribute(noise(1, 8), target=1)
+        based(fusum.attr, subject("mlp").module, RIDGE, moved).attribute(noise(1, 8), target=1)
 
 
 def test_a_generator_that_ends_warns() -> None:
