@@ -253,10 +253,10 @@ def test_a_cuda_device_gives_the_same(tmp_path: Path, target: Any) -> None:
 BAD = {
     "method: got 'Magic'": {"method": "Magic"},
     "method: got 'Attribution'": {"method": "Attribution"},
-    "arguments.steps: got an argument that IntegratedGradients": {"arguments": {"steps": 3}},
+    "arguments.steps: IntegratedGradients takes none of that name; expected internal": {"arguments": {"steps": 3}},
     "arguments.sliding_window_shapes: missing": {"method": "Occlusion"},
     "arguments.attribution_method: got None": {"method": "NoiseTunnel"},
-    "arguments.nt_samples: got an argument": {"arguments": {"nt_samples": 3}},
+    "arguments.nt_samples: IntegratedGradients takes none": {"arguments": {"nt_samples": 3}},
     "layer: missing; LayerConductance": {"method": "LayerConductance"},
     "layer: got 'x'; Saliency takes none": {"method": "Saliency", "layer": "x"},
     "neuron: missing": {"method": "NeuronGradient", "layer": "0", "target": None},

@@ -50,7 +50,9 @@ def method_of(spec: Spec) -> Method:
     used = {*method.made, *inner.made, *method.given, *(["attribution_method"] if method.inner else []), "layer"}
     for name in values:
         if name not in used:
-            raise ArgumentError(f"arguments.{name}: got an argument that {spec.method} does not take here")
+            known = sorted({*method.takes, *_parameters(method.kind.__init__)} - _OURS - {"layer"})
+            expected = ", ".join(known) or "none"
+            raise ArgumentError(f"arguments.{name}: {spec.method} takes none of that name; expected {expected}")
     fits = {
         "layer": "layer" in _parameters(inner.kind.__init__),
         "neuron": "neuron_selector" in method.takes,
