@@ -11,7 +11,8 @@ BILINEAR = operators("bilinear")
 
 HANDLERS = {
     **dict.fromkeys(BILINEAR, straight.product),
-    **dict.fromkeys(["exp", "sigmoid", "hardswish", "_prelu_kernel"], elementwise.elementwise),
+    # The last three lack the pointwise tag in some versions of torch.
+    **dict.fromkeys(["exp", "sigmoid", "hardswish", "_prelu_kernel", "leaky_relu"], elementwise.elementwise),
     "relu": elementwise.relu,
     "mul": elementwise.multiply,
     "multiply": elementwise.multiply,
