@@ -76,7 +76,8 @@ class Net(nn.Module):
         x = self.merge(*self.halves(x))
         out, (h, c) = self.lstm(x.unsqueeze(1))
         mixed, weights = self.mha(out, out + 1, out - 1)
-        x = mixed.squeeze(1) + h[0] + weights.sum((1, 2))[:, None] + self.pool(x).sum(1, keepdim=True)
+        # Not h[0]: torch 2.11 exports h with a dimension too many.
+        x = mixed.squeeze(1) + h.reshape(-1, 4) + weights.sum((1, 2))[:, None] + self.pool(x).sum(1, keepdim=True)
         x = x + self.bag((x.detach() > 0).long())
         return {"y": self.head(x), "rest": (c, None, x.shape[0])}
 
