@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -46,22 +47,12 @@ class Game:
         self.features, self.examples = features, arguments.examples
         self._plan, self._model, self.arguments, self._settings = plan, model, arguments, settings
         self.per_eval, self._shuffles = per_eval, shuffles
-        self._full: Tensor | None = None
-        self._is_apart: bool | None = None
-        self._known: bool | None = None
-        self._told: Repeats | None = None
-        self._planned: Planning | None = None
 
     # The model's output.
 
-    @property
+    @cached_property
     def full(self) -> Tensor:
         """The output at the inputs, the target picked."""
-        if self._full is None:
-            self._full = self._evaluated_inputs()
-        return self._full
-
-    def _evaluated_inputs(self) -> Tensor:
         inputs, n = self.arguments.inputs, self.examples
 
         def rows(start: int, stop: int) -> Tensors:
@@ -71,7 +62,7 @@ class Game:
         if self._is_known:
             return self.evaluate(n, rows, everyone)
         if most is None or most >= n:
-            with self._planning().measuring(n):
+            with self._planning.measuring(n):
                 return self._forward(self.inputs(), None)
         return torch.cat([self._forward(rows(i, min(i + most, n)), everyone[i : i + most]) for i in range(0, n, most)])
 
@@ -84,12 +75,10 @@ class Game:
         """The shape of the output."""
         return self.full.shape
 
-    @property
+    @cached_property
     def apart(self) -> bool:
         """Whether the output has a row for each example, which no other example's row has influence on."""
-        if self._is_apart is None:
-            self._is_apart = self._is_known or (self._may_be_apart() and self._probe())
-        return self._is_apart
+        return self._is_known or (self._may_be_apart() and self._probe())
 
     def _may_be_apart(self) -> bool:
         if couples_rows(self._model.key) or self.full.dim() == 0 or len(self.full) != self.examples:
@@ -99,13 +88,11 @@ class Game:
     def _has_all_rows(self) -> bool:
         return all(x.shape[0] == self.examples for x in self.arguments.inputs if x is not None)
 
-    @property
+    @cached_property
     def _is_known(self) -> bool:
         """Whether an earlier call found that rows are apart, so that the inputs need not be evaluated on their own."""
-        if self._known is None:
-            may_be = self._has_all_rows() and keeps_rows_apart(self._model.key)
-            self._known = may_be and self._form() in _apart.get(self._model.key, ())
-        return self._known
+        may_be = self._has_all_rows() and keeps_rows_apart(self._model.key)
+        return may_be and self._form() in _apart.get(self._model.key, ())
 
     def _form(self) -> Any:
         """What the answer may depend on; None where that is too much to remember."""
@@ -185,11 +172,9 @@ class Game:
 
     # Values of coalitions.
 
-    @property
+    @cached_property
     def _repeats(self) -> Repeats:
-        if self._told is None:
-            self._told = Repeats(self.arguments, self.features)
-        return self._told
+        return Repeats(self.arguments, self.features)
 
     def values(
         self, coalitions: Tensor, repeats: bool = True, shuffled: Sequence[Tensor | None] | None = None
@@ -236,7 +221,7 @@ class Game:
 
     def _and_inputs(self, coalitions: Tensor) -> Tensor:
         """The output of all examples at coalitions, and behind those at the inputs: [C + 1, *outputs]."""
-        together = self._full is None and self._is_known
+        together = "full" not in vars(self) and self._is_known
         if together:
             coalitions = torch.cat([coalitions, coalitions.new_ones(1, self.features.count)])
         count = coalitions.shape[0]
@@ -244,7 +229,7 @@ class Game:
         found = found.view(count, self.examples, *found.shape[1:])
         if not together:
             return torch.cat([found, self.full[None]])
-        self._full = found[-1]
+        self.full = found[-1]
         return found
 
     def _at(
@@ -261,7 +246,7 @@ class Game:
 
     def evaluate(self, count: int, rows: Callable[[int, int], Tensors], examples: Tensor) -> Tensor:
         """The output at rows(start, stop) for count rows, which belong to examples; only where rows are apart."""
-        planning, start = self._planning(), 0
+        planning, start = self._planning, 0
         outs: list[Tensor] = []
         while start < count:
             size = count - start if planning.rows is None else even(count - start, planning.rows)
@@ -278,10 +263,9 @@ class Game:
             start += size
         return outs[0] if len(outs) == 1 else torch.cat(outs) if outs else self.full[:0]
 
+    @cached_property
     def _planning(self) -> Planning:
-        if self._planned is None:
-            self._planned = Planning(self._plan, self._model, self.arguments, self._settings, 1, forward_only=True)
-        return self._planned
+        return Planning(self._plan, self._model, self.arguments, self._settings, 1, forward_only=True)
 
     def grid(self, count: int, rows: Callable[[int, int], Tensors]) -> Tensor:
         """The output at whole batches rows(start, stop), one for each of count coalitions: [count, *outputs]."""
@@ -341,13 +325,6 @@ class Game:
 def _folded(t: Tensor, count: int) -> Tensor:
     """[count * n, ...] as [count, n, ...]."""
     return t.view(count, -1, *t.shape[1:])
-
-
-def _form_of(x: Any) -> Any:
-    """The kind of rows, or the very value of what may be a switch; of all else nothing that compares equal."""
-    if isinstance(x, Tensor):
-        return (x.dtype, x.shape[1:]) if x.dim() else x.item()
-    return x if isinstance(x, (bool, int, float, str, type(None))) else object()
 
 
 def _count(rows: Tensors) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from random import Random
 
 import torch
@@ -24,8 +24,6 @@ class Repeats:
 
     def __init__(self, arguments: Arguments, features: Features) -> None:
         self._arguments, self._features = arguments, features
-        self._differing: Tensor | None = None
-        self._numbers: Tensor | None = None
 
     @property
     def all_differ(self) -> bool:
@@ -44,32 +42,25 @@ class Repeats:
         mine = weights if len(weights) == 1 else weights[start : start + len(coalitions)]
         return _whole((~coalitions).double() @ mine)
 
-    @property
+    @cached_property
     def _weights(self) -> Tensor:
         """Numbers [1 or examples, features, k] that sum, over absent features, to what tells coalitions apart.
 
         Features whose elements are all as in the baseline have 0: it is nothing that they are absent.
         """
-        if self._numbers is None:
-            differs = _rows_once(self._differs).double()[:, :, None]
-            m = self._features.count
-            if m <= _EXACT_BITS - self._arguments.examples.bit_length():
-                numbers = 2.0 ** torch.arange(m, dtype=torch.float64)[:, None]
-            else:
-                random = Random(0)  # not one of the generators that methods and models draw from
-                most = 2 ** (_EXACT_BITS - m.bit_length())
-                numbers = torch.tensor([[random.randint(1, most) for _ in range(2)] for _ in range(m)]).double()
-            self._numbers = differs * numbers.to(differs.device)
-        return self._numbers
+        differs = _rows_once(self._differs).double()[:, :, None]
+        m = self._features.count
+        if m <= _EXACT_BITS - self._arguments.examples.bit_length():
+            numbers = 2.0 ** torch.arange(m, dtype=torch.float64)[:, None]
+        else:
+            random = Random(0)  # not one of the generators that methods and models draw from
+            most = 2 ** (_EXACT_BITS - m.bit_length())
+            numbers = torch.tensor([[random.randint(1, most) for _ in range(2)] for _ in range(m)]).double()
+        return differs * numbers.to(differs.device)
 
-    @property
+    @cached_property
     def _differs(self) -> Tensor:
         """Which features differ from their baselines in any element: bool [examples, features]."""
-        if self._differing is None:
-            self._differing = self._compared()
-        return self._differing
-
-    def _compared(self) -> Tensor:
         n = self._arguments.examples
         found: Tensor | None = None
         for x, b, ids in zip(self._arguments.inputs, self._arguments.baselines, self._features.ids, strict=True):

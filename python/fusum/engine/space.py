@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -54,10 +54,6 @@ class Space:
             yield start, min(start + most, self.groups)
 
     # Coalitions and their values.
-
-    def drawn(self, draw: Callable[[int, int], Tensor], count: int) -> Tensor:
-        """count coalitions: bool [count, size]."""
-        return draw(count, self.size).to(self.device)
 
     def used(self, coalitions: Tensor) -> Tensor:
         """Coalitions [..., size] without the features that no element has."""

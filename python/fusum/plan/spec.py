@@ -101,7 +101,7 @@ class Orders:
 class Sampled:
     """Random coalitions, to which a linear model is fitted.
 
-    surrogate: what draws and weighs them and fits, of engine.surrogate. options: further arguments of its functions.
+    surrogate: what draws and weighs them and fits, of engine.surrogate or engine.lime_base.
     by_input: scores have the form of the inputs, not one for each feature.
     """
 
