@@ -72,6 +72,16 @@ def built(method: Any, owner: Any, *args: Any) -> Call:
     return call
 
 
+def changing(owner: Any, points: Any, *given: Any, **options: Any) -> Call:
+    """The Call of a method that changes inputs, at points of plan.spec.PERTURBING.
+
+    Arguments:
+        given: inputs, baselines, target and additional_forward_args.
+        options: feature_mask, perturbations_per_eval and show_progress.
+    """
+    return Call(Plan(points, Fold.CREDIT), owner.forward_func, *given, has_baselines=True, **options)
+
+
 def build_of(method: Any) -> Callable[..., Call] | None:
     """The function that builds a method's Call, or None where its attribute is not one that attribution made."""
     attribute = getattr(type(method), "attribute", None)

@@ -27,9 +27,9 @@ from ..engine.similarity import ExpKernel
 from ..engine.surrogate import Local, Shapley
 from ..errors import ArgumentError
 from ..plan.samples import checked_sampling
-from ..plan.spec import Call, Fold, Plan, Sampled
+from ..plan.spec import Call, Sampled
 from ..settings import flag, positive_int
-from .base import PerturbationAttribution, attribution, no_future
+from .base import PerturbationAttribution, attribution, changing, no_future
 
 Tensors = Tensor | tuple[Tensor, ...]
 
@@ -125,14 +125,10 @@ class LimeBase(PerturbationAttribution):
             bool(self.perturb_interpretable_space),
             kwargs,
         )
-        return Call(
-            Plan(Sampled(positive_int("n_samples", n_samples), based, by_input=False), Fold.CREDIT),
-            self.forward_func,
-            inputs,
-            None,
-            target,
-            additional_forward_args,
-            has_baselines=True,
+        return changing(
+            self,
+            Sampled(positive_int("n_samples", n_samples), based, by_input=False),
+            *(inputs, None, target, additional_forward_args),
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,
         )
@@ -195,24 +191,14 @@ class Lime(LimeBase):
             None if model is None else checked_model(model),
             None if perturb is None else checked_function("perturb_func", perturb),
         )
-        return self._call(
-            local,
-            n_samples,
-            return_input_shape,
-            inputs,
-            baselines,
-            target,
-            additional_forward_args,
+        return changing(
+            self,
+            Sampled(positive_int("n_samples", n_samples), local, flag("return_input_shape", return_input_shape)),
+            *(inputs, baselines, target, additional_forward_args),
             feature_mask=feature_mask,
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,
         )
-
-    def _call(self, surrogate: Any, n_samples: Any, return_input_shape: Any, *args: Any, **kwargs: Any) -> Call:
-        points = Sampled(
-            positive_int("n_samples", n_samples), surrogate, flag("return_input_shape", return_input_shape)
-        )
-        return Call(Plan(points, Fold.CREDIT), self.forward_func, *args, has_baselines=True, **kwargs)
 
 
 class KernelShap(Lime):
@@ -251,14 +237,11 @@ class KernelShap(Lime):
         Raises:
             ArgumentError: an argument does not fit, named in the message.
         """
-        return self._call(
-            Shapley(checked_sampling(sampling, positive_int("n_samples", n_samples))),
-            n_samples,
-            return_input_shape,
-            inputs,
-            baselines,
-            target,
-            additional_forward_args,
+        shapley = Shapley(checked_sampling(sampling, positive_int("n_samples", n_samples)))
+        return changing(
+            self,
+            Sampled(n_samples, shapley, flag("return_input_shape", return_input_shape)),
+            *(inputs, baselines, target, additional_forward_args),
             feature_mask=feature_mask,
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,

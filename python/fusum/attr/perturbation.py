@@ -23,9 +23,9 @@ from torch import Tensor
 
 from ..errors import ArgumentTypeError
 from ..plan.points import shuffle
-from ..plan.spec import Ablate, Call, Fold, Permute, Plan
+from ..plan.spec import Ablate, Call, Permute
 from ..plan.windows import slide
-from .base import PerturbationAttribution, attribution, future, no_future
+from .base import PerturbationAttribution, attribution, changing, future, no_future
 
 Tensors = Tensor | tuple[Tensor, ...]
 
@@ -51,14 +51,10 @@ class FeatureAblation(PerturbationAttribution):
             ArgumentError: an argument does not fit, named in the message.
         """
         unknown("attribute", kwargs)
-        return Call(
-            Plan(Ablate(), Fold.CREDIT),
-            self.forward_func,
-            inputs,
-            baselines,
-            target,
-            additional_forward_args,
-            has_baselines=True,
+        return changing(
+            self,
+            Ablate(),
+            *(inputs, baselines, target, additional_forward_args),
             feature_mask=feature_mask,
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,
@@ -91,14 +87,10 @@ class Occlusion(FeatureAblation):
         Raises:
             ArgumentError: an argument does not fit, named in the message.
         """
-        return Call(
-            Plan(slide(sliding_window_shapes, strides, inputs), Fold.CREDIT),
-            self.forward_func,
-            inputs,
-            baselines,
-            target,
-            additional_forward_args,
-            has_baselines=True,
+        return changing(
+            self,
+            slide(sliding_window_shapes, strides, inputs),
+            *(inputs, baselines, target, additional_forward_args),
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,
         )
@@ -144,14 +136,10 @@ class FeaturePermutation(FeatureAblation):
         """
         kwargs.pop("baselines", None)  # as in captum: it has none
         unknown("attribute", kwargs)
-        return Call(
-            Plan(Permute(None if self.perm_func is shuffle_feature else self.perm_func), Fold.CREDIT),
-            self.forward_func,
-            inputs,
-            None,
-            target,
-            additional_forward_args,
-            has_baselines=True,
+        return changing(
+            self,
+            Permute(None if self.perm_func is shuffle_feature else self.perm_func),
+            *(inputs, None, target, additional_forward_args),
             feature_mask=feature_mask,
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..plan.spec import Call, Fold, Orders, Plan
+from ..plan.spec import Call, Orders
 from ..settings import flag, positive_int
-from .base import PerturbationAttribution, attribution, built, future
+from .base import PerturbationAttribution, attribution, changing, future
 
 Tensors = Tensor | tuple[Tensor, ...]
 
@@ -40,14 +40,10 @@ class ShapleyValueSampling(PerturbationAttribution):
         Raises:
             ArgumentError: an argument does not fit, named in the message.
         """
-        return Call(
-            Plan(Orders(positive_int("n_samples", n_samples), flag("antithetic", antithetic)), Fold.CREDIT),
-            self.forward_func,
-            inputs,
-            baselines,
-            target,
-            additional_forward_args,
-            has_baselines=True,
+        return changing(
+            self,
+            Orders(positive_int("n_samples", n_samples), flag("antithetic", antithetic)),
+            *(inputs, baselines, target, additional_forward_args),
             feature_mask=feature_mask,
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,
@@ -75,9 +71,13 @@ class ShapleyValues(ShapleyValueSampling):
         Raises:
             ArgumentError: an argument does not fit, or there are too many features, named in the message.
         """
-        given = (inputs, baselines, target, additional_forward_args, feature_mask, 1, perturbations_per_eval)
-        call = built(ShapleyValueSampling, self, *given, show_progress)
-        call.plan = Plan(Orders(None), Fold.CREDIT)
-        return call
+        return changing(
+            self,
+            Orders(None),
+            *(inputs, baselines, target, additional_forward_args),
+            feature_mask=feature_mask,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        )
 
     attribute_future = future(attribute)
