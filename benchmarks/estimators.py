@@ -21,7 +21,7 @@ from fusum.attr import KernelShap, ShapleyValueSampling
 from .ideal_coalitions import shapley_values
 from .models import build, perceptron
 
-FEATURES, NETWORK = 10, "ReLU network of 10 features"
+FEATURES = 10  # of the network
 
 
 class Counting(nn.Module):
@@ -61,11 +61,12 @@ class Interacting(nn.Module):
 
 @dataclass(frozen=True)
 class Game:
-    """A model and the row [1, M] that is explained, with its Shapley values [M]."""
+    """A model, the row [1, M] that is explained and the target, with its Shapley values [M]."""
 
     name: str
     model: Counting
     x: Tensor
+    target: int | None
     exact: Tensor
 
 
@@ -73,11 +74,11 @@ def games() -> Iterator[Game]:
     """Interactions of two and of three features, and a network of ReLUs."""
     for name, many, strength in (("pairs of 20 features", 2, 0.5), ("triples of 20 features", 3, 0.2)):
         model = build(partial(Interacting, 20, many, strength), "cpu")
-        yield Game(name, Counting(model).eval(), torch.ones(1, 20), model.exact())  # type: ignore[operator]
+        yield Game(name, Counting(model).eval(), torch.ones(1, 20), None, model.exact())  # type: ignore[operator]
     network = build(lambda: perceptron(FEATURES, 64, 64, 1), "cpu")
     x = torch.randn(1, FEATURES, generator=torch.Generator().manual_seed(1))
     (exact,) = shapley_values(network, (x,), 2**FEATURES, target=0)
-    yield Game(NETWORK, Counting(network).eval(), x, exact[0])
+    yield Game(f"ReLU network of {FEATURES} features", Counting(network).eval(), x, 0, exact[0])
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,8 @@ class Estimator:
 
     def scores(self, game: Game, evaluations: int) -> Tensor:
         """An estimate [M] from about so many evaluations."""
-        target = 0 if game.name == NETWORK else None
         samples = max(2, 2 * round(evaluations / self.each(len(game.exact)) / 2))  # of pairs, whole ones
-        found: Tensor = self.method(game.model).attribute(game.x, target=target, n_samples=samples, **self.options)
+        found: Tensor = self.method(game.model).attribute(game.x, target=game.target, n_samples=samples, **self.options)
         return found[0]
 
 

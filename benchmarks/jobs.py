@@ -26,7 +26,7 @@ from fusum.jobs import Spec, run
 
 from . import report
 from .memory import high_water
-from .models import build, mlp
+from .models import build, digits_cnn, mlp
 
 STEPS = 50
 CAPTUM_BATCHES = (64, 256, 1024)  # captum's best is what counts
@@ -44,15 +44,10 @@ HEAD = (
 )
 
 
-def cnn() -> nn.Module:
-    """A small classifier of digits: [B, 1, 8, 8] -> [B, 10]."""
-    return nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(32 * 3 * 3, 64), nn.ReLU(), nn.Linear(64, 10)),
-    )
-
-
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {"mlp": (mlp, (8,)), "digits": (cnn, (1, 8, 8))}
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (mlp, (8,)),
+    "digits": (digits_cnn, (1, 8, 8)),
+}
 
 
 def make(folder: Path, name: str, rows: int) -> tuple[Spec, nn.Module, Tensor]:

@@ -23,6 +23,14 @@ def mlp() -> nn.Module:
     return perceptron(8, 100, 50, 10, 1)
 
 
+def digits_cnn() -> nn.Module:
+    """A small classifier of digits: [B, 1, 8, 8] -> [B, 10]."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(32 * 3 * 3, 64), nn.ReLU(), nn.Linear(64, 10)),
+    )
+
+
 class Dlrm(nn.Module):
     """A recommendation model after its embedding tables: dense features, sparse vectors, dot interaction, top MLP.
 

@@ -177,10 +177,11 @@ def test_no_coalition_is_evaluated_twice(sampling: str) -> None:
 FORMS = ["function", "scripted", "traced", "frozen", "fx_traced", "exported_dynamic", "exported_static", "compiled"]
 
 
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("model", ["mlp", "two_inputs"])
-def test_formats(model: str, form: str) -> None:
-    row = case("KernelShap", model)
+def test_formats(model: str, form: str, name: str) -> None:
+    row = case(name, model)
     assert_near(row.attribute(fusum.attr, converted(model, form)), row.attribute(fusum.attr), 1e-5)
 
 

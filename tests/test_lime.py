@@ -15,7 +15,6 @@ import fusum
 import fusum.attr
 from cases import Case, on
 from checkers import assert_identical, assert_refused, assert_same
-from formats import converted
 from fusum._utils.models import linear_model as models
 from fusum.attr import Lime, LimeBase
 from fusum.attr._core.lime import get_exp_kernel_similarity_function
@@ -152,16 +151,6 @@ def test_same_seed_same_scores() -> None:
     first, state = row.attribute(fusum.attr), torch.get_rng_state()
     assert_identical(row.attribute(fusum.attr), first)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-FORMS = ["function", "scripted", "traced", "frozen", "fx_traced", "exported_dynamic", "exported_static", "compiled"]
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("model", ["mlp", "two_inputs"])
-def test_formats(model: str, form: str) -> None:
-    row = case("Lime", model)
-    assert_near(row.attribute(fusum.attr, converted(model, form)), row.attribute(fusum.attr), 1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"perturb_func": few}, {"similarity_func": near}])

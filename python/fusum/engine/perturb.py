@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -123,15 +123,9 @@ def _open(job: Job, call: Call, game: Game) -> Opened:
     device = arguments.device
     shared: Shared
     if isinstance(points, Permute):
-        sizes = [0 if x is None else len(x) for x in arguments.inputs]
-        still = None
-        if min(sizes) < 2:
-            still = torch.ones(game.features.count, dtype=torch.bool)
-            for i, size in enumerate(sizes):
-                still &= ~game.features.held_by(i).cpu() | (size < 2)
-            text = "got an input of fewer than 2 rows; its features cannot be shuffled among examples and score zero"
-            warnings.warn(f"inputs: {text}", UserWarning, stacklevel=2)
         drawn = None
+        sizes = [0 if x is None else len(x) for x in arguments.inputs]
+        still = _unshuffled(game.features, sizes)
         if points.function is None:
             drawn = draw.shuffles(game.features, sizes, game.per_eval)
         else:
@@ -145,6 +139,18 @@ def _open(job: Job, call: Call, game: Game) -> Opened:
     else:
         shared = lists.Alone(game.features.count, device)
     return Opened(game, shared, rows, partial(_built, job, game, isinstance(points, Orders)))
+
+
+def _unshuffled(features: Features, sizes: Sequence[int]) -> Tensor | None:
+    """Features whose inputs, of so many rows each, all have fewer than two: bool [count]; None: there are none."""
+    if min(sizes) >= 2:
+        return None
+    text = "got an input of fewer than 2 rows; its features cannot be shuffled among examples and score zero"
+    warnings.warn(f"inputs: {text}", UserWarning, stacklevel=3)
+    still = torch.ones(features.count, dtype=torch.bool)
+    for i, size in enumerate(sizes):
+        still &= ~features.held_by(i).cpu() | (size < 2)
+    return still
 
 
 def _shapley(points: Orders, features: Features, device: torch.device) -> Shared:

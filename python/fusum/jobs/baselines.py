@@ -14,7 +14,7 @@ import torch
 
 from ..errors import ArgumentError
 from .columns import Columns, fitting
-from .data import FORMATS
+from .data import FORMATS, format_of
 from .spec import JobError, Spec
 
 Arrays = list[Any]  # one for each explained input, [rows, ...]
@@ -88,7 +88,7 @@ def _sample(parts: Iterable[Arrays], wanted: int, seed: int) -> Arrays:
 
 def _file(spec: Spec) -> Arrays:
     path = str(spec.baselines)
-    kind = FORMATS.get(os.path.splitext(path)[1].lower())
+    kind = format_of(path)
     if kind is None or not os.path.isfile(path):
         expected = f'"mean", "sample:K" or a file of {sorted(FORMATS)}'
         raise ArgumentError(f"baselines: got {path!r}; expected a number, {expected}")

@@ -97,7 +97,7 @@ class Columns:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self._tokens = next((i for i, each in enumerate(spec.inputs) if each.vocabulary), None)
-        self._target = spec.target if isinstance(spec.target, str) and spec.target != "predicted" else None
+        self._target = spec.target_column
 
     def check(self, schema: Any) -> None:
         """Raise ArgumentError where columns are missing or of types that do not fit."""

@@ -92,7 +92,7 @@ class Data:
 
     def _open(self, path: str) -> list[tuple[int | None, Any]]:
         """(rows, fragment) of each row group of a file, or of all of it."""
-        kind = FORMATS[os.path.splitext(path)[1].lower()]
+        kind = format_of(path)
         fragment = next(ds.dataset(path, format=self._csv() if kind == "csv" else kind).get_fragments())
         schema = fragment.physical_schema
         Columns(self.spec).check(schema)
@@ -134,6 +134,11 @@ class Data:
                 return
 
 
+def format_of(path: str) -> str | None:
+    """What pyarrow calls a file's format, told by its ending; None for others."""
+    return FORMATS.get(os.path.splitext(path)[1].lower())
+
+
 def _cut(fragment: Any, columns: list[str], size: int) -> Iterator[Any]:
     """A fragment's rows in tables of size rows, and what is left."""
     held, pending = 0, []
@@ -154,14 +159,14 @@ def _files(data: str) -> list[tuple[str, str]]:
     """Paths of files, and what they are called below the folder of data, in order."""
     if os.path.isdir(data):
         root, paths = data, glob.glob(os.path.join(glob.escape(data), "**", "*"), recursive=True)
-        paths = [p for p in paths if os.path.splitext(p)[1].lower() in FORMATS]
+        paths = [p for p in paths if format_of(p)]
     elif os.path.isfile(data):
         root, paths = os.path.dirname(data), [data]
     else:
         root, paths = os.path.dirname(re.split(r"[*?\[]", data)[0]), glob.glob(data, recursive=True)
     found = sorted((os.path.relpath(p, root or "."), p) for p in paths if os.path.isfile(p))
     found = [(name, path) for name, path in found if not os.path.basename(name).startswith((".", "_"))]
-    strange = [path for _, path in found if os.path.splitext(path)[1].lower() not in FORMATS]
+    strange = [path for _, path in found if format_of(path) is None]
     if strange or not found:
         got = strange[0] if strange else f"{data}, where there is no file"
         raise ArgumentError(f"data: got {got}; expected a file, folder or glob of {sorted(FORMATS)}")

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import __version__
 from ..engine.memory import forget
 from ..engine.model import check_rows, view
+from ..engine.trees import leaves, mapped
 from ..errors import ArgumentError
 from ..plan.target import Target
 from .columns import Batch, Columns, Rows, Unit
@@ -62,7 +63,7 @@ class Explainer:
         model = load_model(spec, device)
         self._view, self._method = view(model), self._plan.of(model)
         self._wants_delta = "return_convergence_delta" in self._plan.takes and self._method.has_convergence_delta()
-        self._given = _moved(self._arguments(baselines), device)
+        self._given = mapped(lambda t: t.to(device), self._arguments(baselines), Tensor)
         self._classes: int | None = None
         self._forms: list[Form] = []
 
@@ -126,7 +127,7 @@ class Explainer:
         if self._wants_delta:
             scores, delta = scores
             columns["convergence_delta"] = _of_rows(delta, n, given.get("nt_samples_batch_size"))
-        flat = [s.detach() for s in _flat(scores)]
+        flat = [s.detach() for s in leaves(scores, Tensor)]
         for s in flat:
             if s.shape[:1] != (n,):
                 raise ArgumentError(f"method: returned scores {tuple(s.shape)} for {n} rows; expected one a row")
@@ -224,22 +225,6 @@ def _forms(short: Found, long: Found) -> list[Form]:
             raise ArgumentError(f"method: returned scores of shapes {shapes}; expected one shape for all rows")
         forms.append(Form(tuple(a.shape[1:]), ragged))
     return forms
-
-
-def _flat(scores: Any) -> Iterator[Tensor]:
-    if isinstance(scores, (tuple, list)):
-        for each in scores:
-            yield from _flat(each)
-    else:
-        yield scores
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, dict):
-        return {name: _moved(item, device) for name, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_moved(item, device) for item in value)
-    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _of_rows(delta: Tensor, n: int, samples_at_once: int | None) -> Tensor:

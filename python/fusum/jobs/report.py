@@ -31,6 +31,10 @@ class Report:
     def add(self, rows: int, rejected: int) -> None:
         """A part is written; rows are all that were read for it."""
         self.rows, self.rejected, self.parts = self.rows + rows, self.rejected + rejected, self.parts + 1
+        self._tell(rows, rejected)
+
+    def _tell(self, rows: int, rejected: int) -> None:
+        """Say how far the job is."""
         if self._bar is not None:
             self._bar.set_postfix(rejected=self.rejected, refresh=False)
             self._bar.update(rows)

@@ -229,8 +229,13 @@ class Spec(Checked):
     @property
     def columns(self) -> list[str]:
         """The columns of the data that are read."""
-        target = [self.target] if isinstance(self.target, str) and self.target != "predicted" else []
+        target = [] if self.target_column is None else [self.target_column]
         return list(dict.fromkeys([self.id, *target, *(name for each in self.inputs for name in each.columns)]))
+
+    @property
+    def target_column(self) -> str | None:
+        """The column that says which output is explained, if one does."""
+        return self.target if isinstance(self.target, str) and self.target != "predicted" else None
 
 
 def build(cls: type[C], given: Mapping[str, Any], where: str = "") -> C:

@@ -91,7 +91,7 @@ def tell(**facts: Any) -> None:
 class _Told(Report):
     """A report that the process that started this one counts."""
 
-    def add(self, rows: int, rejected: int) -> None:
+    def _tell(self, rows: int, rejected: int) -> None:
         tell(rows=rows, rejected=rejected)
 
 
