@@ -5,6 +5,7 @@
 #include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "memory/arena.h"
 #include "rules/rules.h"
 
 namespace fusum {
@@ -92,6 +93,11 @@ PYBIND11_MODULE(_C, m) {
       [](std::shared_ptr<rules::Table> table, c10::intrusive_ptr<rules::Tape> tape, bool recording, double eps) {
         return std::make_shared<rules::Pass>(rules::Pass{std::move(table), std::move(tape), recording, eps});
       }));
+  py::class_<memory::Arena>(m, "Arena")
+      .def(py::init<>())
+      .def("enter", &memory::Arena::enter)
+      .def("leave", &memory::Arena::leave);
+  m.def("kept", &memory::kept);
   py::class_<rules::On>(m, "On").def(py::init<>()).def("enter", &rules::On::enter).def("leave", &rules::On::leave);
 }
 
