@@ -85,7 +85,13 @@ class Sample:
 
     def on(self, device: str) -> tuple[Any, ...]:
         """The arguments on a device, those that the op changes safe from it."""
-        return tuple(twin(x, device) if isinstance(x, Tensor) else x for x in self.arguments)
+        return tuple(_on(x, device) for x in self.arguments)
+
+
+def _on(x: Any, device: str) -> Any:
+    if isinstance(x, list):
+        return [_on(item, device) for item in x]
+    return twin(x, device) if isinstance(x, Tensor) else x
 
 
 def twin(x: Tensor, device: str = "cpu") -> Tensor:
@@ -100,7 +106,7 @@ def accumulation(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _normal(shape: tuple[int, ...], dtype: torch.dtype, seed: int, layout: Layout = Tensor.contiguous) -> Tensor:
+def normal(shape: tuple[int, ...], dtype: torch.dtype, seed: int, layout: Layout = Tensor.contiguous) -> Tensor:
     draw = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return layout(draw.to(dtype))
 
@@ -110,12 +116,12 @@ def _baselines(kind: str, shape: tuple[int, ...], dtype: torch.dtype, layout: La
     if kind == "scalar":
         return torch.tensor(0.75, dtype=dtype), None
     if kind == "one row":
-        return _normal((1, *row), dtype, 1, layout), None
+        return normal((1, *row), dtype, 1, layout), None
     if kind == "expanded row":
-        return _normal((1, *row), dtype, 1).expand(count, *row), None
+        return normal((1, *row), dtype, 1).expand(count, *row), None
     if kind == "rows":
-        return _normal((count, *row), dtype, 1, layout), None
-    return _normal((7, *row), dtype, 1, layout), torch.arange(count).mul_(3).remainder_(7)
+        return normal((count, *row), dtype, 1, layout), None
+    return normal((7, *row), dtype, 1, layout), torch.arange(count).mul_(3).remainder_(7)
 
 
 def _cases() -> Iterator[tuple[str, tuple[int, ...], torch.dtype, Layout, Layout]]:
@@ -129,7 +135,7 @@ def _cases() -> Iterator[tuple[str, tuple[int, ...], torch.dtype, Layout, Layout
 
 def _with_baselines() -> Iterator[tuple[str, Tensor, Tensor, Tensor | None, Layout]]:
     for place, (name, shape, dtype, layout, others) in enumerate(_cases()):
-        inputs = _normal(shape, dtype, 0, layout)
+        inputs = normal(shape, dtype, 0, layout)
         # Every kind for plain rows; for the rest one after the other, so that each is met in many layouts.
         kinds = BASELINES if name.startswith("rows across") else (BASELINES[place % 5], BASELINES[(place + 2) % 5])
         for kind in kinds:
@@ -148,13 +154,13 @@ def _path_points() -> Iterator[Sample]:
 def _path_sum() -> Iterator[Sample]:
     weights = torch.tensor([0.5, -1.25, 0.3], dtype=torch.float64)
     for name, shape, dtype, layout, others in _cases():
-        total = _normal(shape, accumulation(dtype), 2, layout)
-        gradients = _normal((3 * shape[0], *shape[1:]), dtype, 3, others)
+        total = normal(shape, accumulation(dtype), 2, layout)
+        gradients = normal((3 * shape[0], *shape[1:]), dtype, 3, others)
         yield Sample("path_sum", name, (total, gradients, weights))
         if "1-D" in name:
             yield Sample("path_sum", f"{name}, no weights", (total, gradients[:0], weights[:0]))
     for dtype in DTYPES:
-        sample = (_normal((4, 9), torch.float64, 2), _normal((12, 9), dtype, 3), weights)
+        sample = (normal((4, 9), torch.float64, 2), normal((12, 9), dtype, 3), weights)
         yield Sample("path_sum", f"float64 total of {str(dtype)[6:]}", sample)
 
 
@@ -162,7 +168,7 @@ def _times_change() -> Iterator[Sample]:
     for name, inputs, base, index, layout in _with_baselines():
         shape = tuple(inputs.shape)
         for dtype in dict.fromkeys((inputs.dtype, accumulation(inputs.dtype))):
-            gradients = _normal(shape, dtype, 4, layout)
+            gradients = normal(shape, dtype, 4, layout)
             yield Sample("times_change", f"{name}, {str(dtype)[6:]} gradients", (gradients, inputs, base, index))
 
 
@@ -181,10 +187,10 @@ def _ranges(examples: int) -> tuple[tuple[str, int, int], ...]:
 
 def _noisy_copies() -> Iterator[Sample]:
     for name, shape, dtype, layout, others in _cases():
-        inputs = _normal(shape, dtype, 0, layout)
+        inputs = normal(shape, dtype, 0, layout)
         for part, start, count in _ranges(shape[0]):
             for unit in dict.fromkeys((dtype, torch.float32)):
-                noise = _normal((count, *shape[1:]), unit, 6, others)
+                noise = normal((count, *shape[1:]), unit, 6, others)
                 title = f"{name}, {part}, {str(unit)[6:]} noise"
                 yield Sample("noisy_copies", title, (inputs, noise, 0.3, 3, start))
 
@@ -193,14 +199,14 @@ def _moments() -> Iterator[Sample]:
     for name, shape, dtype, layout, others in _cases():
         acc = accumulation(dtype)
         for part, start, count in _ranges(shape[0]):
-            total, values = _normal(shape, acc, 7, layout), _normal((count, *shape[1:]), dtype, 8, others)
-            squares = _normal(shape, acc, 9, others if others is not _expanded else layout)
+            total, values = normal(shape, acc, 7, layout), normal((count, *shape[1:]), dtype, 8, others)
+            squares = normal(shape, acc, 9, others if others is not _expanded else layout)
             yield Sample("moments", f"{name}, {part}", (total, squares, values, 3, start))
             yield Sample("moments", f"{name}, {part}, no squares", (total, None, values, 3, start))
 
 
 def _often_whole(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
-    draw = _normal(shape, dtype, seed)
+    draw = normal(shape, dtype, seed)
     return torch.where(draw.abs() < 1.2, draw.round(), draw)
 
 
@@ -209,7 +215,7 @@ def _operator(
 ) -> tuple[Tensor, ...]:
     """x, x_ref, y, y_ref and slope, all unrelated, but x and x_ref agree in about every fifth place."""
     inputs = _often_whole(example, dtype, 10), _often_whole(baseline, dtype, 11)
-    values = (_normal(shape, dtype, seed) for seed, shape in enumerate((example, baseline, example), 12))
+    values = (normal(shape, dtype, seed) for seed, shape in enumerate((example, baseline, example), 12))
     return tuple(map(layout, (*inputs, *values)))
 
 
@@ -223,17 +229,17 @@ def _rescale_of(name: str, gradients: Tensor, operator: tuple[Tensor, ...], note
 def _rescale() -> Iterator[Sample]:
     for name, (shape, layout, others) in SHAPES.items():
         operator = _operator(shape, shape, torch.float32, others)
-        yield from _rescale_of(name, _normal(shape, torch.float32, 16, layout), operator)
+        yield from _rescale_of(name, normal(shape, torch.float32, 16, layout), operator)
     for name, (shape, example, baseline) in BROADCASTS.items():
         layout = _pairs_channels_last if name.endswith("channels last") else Tensor.contiguous
-        gradients = _normal(shape, torch.float32, 16, layout)
+        gradients = normal(shape, torch.float32, 16, layout)
         yield from _rescale_of(name, gradients, _operator(example, baseline, torch.float32, layout))
         strided = _operator(example, baseline, torch.float32, _strided)
         yield from _rescale_of(name, gradients, strided, ", others strided")
     for name, (dtype, of) in product(("pairs of 16 bytes", "pairs across blocks"), product(DTYPES, DTYPES)):
         shape, example, baseline = BROADCASTS[name]
         if not dtype == of == torch.float32:  # these are among the above
-            yield from _rescale_of(name, _normal(shape, dtype, 16), _operator(example, baseline, of, Tensor.contiguous))
+            yield from _rescale_of(name, normal(shape, dtype, 16), _operator(example, baseline, of, Tensor.contiguous))
 
 
 def _coalition_rows() -> Iterator[Sample]:
@@ -254,7 +260,7 @@ def _lasso() -> Iterator[Sample]:
     """All combinations of three features, of weights that make columns orthogonal."""
     members = torch.cartesian_prod(*[torch.tensor([False, True])] * 3).expand(5, 8, 3)
     chances = torch.rand(5, 1, 3, generator=torch.Generator().manual_seed(18), dtype=torch.float64) * 0.6 + 0.2
-    weights, values = torch.where(members, chances, 1 - chances).prod(-1), _normal((5, 8), torch.float64, 19)
+    weights, values = torch.where(members, chances, 1 - chances).prod(-1), normal((5, 8), torch.float64, 19)
     for dtype in (torch.bool, torch.int64, torch.bfloat16):
         rows = members.contiguous().to(dtype) * torch.tensor([1, 2, -3]).to(dtype)
         yield Sample("lasso", str(dtype)[6:], (rows, values, 7 * weights, 0.05, 1e-4, 100))
@@ -285,13 +291,13 @@ def _base_of(row: int, baselines: Tensor, index: Tensor | None) -> Tensor:
     return baselines[row if len(baselines) > 1 or index is not None else 0].double()
 
 
-def _stack(rows: list[Tensor], like: Tensor) -> Tensor:
+def stack(rows: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(rows) if rows else torch.zeros(0, *like.shape[1:], dtype=torch.float64)
 
 
 def _points_by_hand(inputs: Tensor, baselines: Tensor, index: Tensor | None, alphas: Tensor) -> Tensor:
     bases = [_base_of(b, baselines, index) for b in range(len(inputs))]
-    return _stack(
+    return stack(
         [base + a * (x.double() - base) for a in alphas for x, base in zip(inputs, bases, strict=True)], inputs
     )
 
@@ -305,18 +311,18 @@ def _sum_by_hand(total: Tensor, gradients: Tensor, weights: Tensor) -> Tensor:
 
 def _products_by_hand(gradients: Tensor, inputs: Tensor, baselines: Tensor, index: Tensor | None) -> Tensor:
     rows = [inputs[r].double() - _base_of(r, baselines, index) for r in range(len(inputs))]
-    return gradients.double() * _stack(rows, inputs)
+    return gradients.double() * stack(rows, inputs)
 
 
 def _random_by_hand(inputs: Tensor, baselines: Tensor, index: Tensor | None, share: Tensor) -> Tensor:
     c = share.double()
     rows = [c[r] * inputs[r].double() + (1 - c[r]) * _base_of(r, baselines, index) for r in range(len(inputs))]
-    return _stack(rows, inputs)
+    return stack(rows, inputs)
 
 
 def _copies_by_hand(inputs: Tensor, noise: Tensor, stdev: float, samples: int, start: int) -> Tensor:
     rows = [inputs[(start + r) // samples].double() + stdev * noise[r].double() for r in range(len(noise))]
-    return _stack(rows, inputs)
+    return stack(rows, inputs)
 
 
 def _moments_by_hand(
@@ -361,7 +367,7 @@ def _rows_by_hand(
         mask, members = features[example if len(features) > 1 else 0], coalitions[of].tolist()
         chosen = torch.tensor([members[feature] for feature in mask.flatten().tolist()], dtype=torch.bool)
         rows.append(torch.where(chosen.view(mask.shape), inputs[example].double(), base))
-    return _stack(rows, inputs)
+    return stack(rows, inputs)
 
 
 def _lasso_by_hand(rows: Tensor, values: Tensor, weights: Tensor, alpha: float, *_: Any) -> tuple[Tensor, Tensor]:

@@ -81,6 +81,8 @@ class Pairing:
 
     def _score(self, block: Block, points: int) -> tuple[Tensors, Tensor | None]:
         job = self._job
+        if job.stepper.perceptron is not None:
+            return self._at_once(block)
         recorded = self._baselines(block)
         reached, multipliers = self.back(recorded.tape, block.inputs, block, 1)
         progress.advance(block.examples)
@@ -95,6 +97,17 @@ class Pairing:
         rows = recorded.out.expand(b, *recorded.out.shape[1:])
         start = job.arguments.target.pick(rows, block.target_rows(1, rows.device))
         return scores, completeness_gap(scores, reached.numbers.detach().reshape(b) - start.reshape(b))
+
+    def _at_once(self, block: Block) -> tuple[Tensors, Tensor | None]:
+        """Both forwards and the way back in one operator."""
+        (x,), (baseline,) = block.inputs, block.baselines
+        assert x is not None
+        assert baseline is not None
+        start = baseline.like((1 if baseline.shared else block.examples, *x.shape[1:]))
+        multipliers, reached, ends = self._job.stepper.at_once(block.inputs, start, block, 1)
+        progress.advance(block.examples)
+        scores = self._fold((multipliers,), block.inputs, block.baselines)
+        return scores, completeness_gap(scores, reached - ends) if self._job.wants_delta else None
 
     def _baselines(self, block: Block) -> Recorded:
         """The forward of a block's baselines: of one row where that stands against every example."""

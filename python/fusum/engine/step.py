@@ -20,6 +20,7 @@ from .first import PathSum, nodes, stops
 from .gradients import Unused, differentiate
 from .layers import conducted, guided_cam, neuron_model
 from .model import Model, bare, check_rows, uncompiled, view
+from .perceptron import Perceptron, explained
 from .pools import layout, learn
 from .probe import Mode
 from .site import Held, Site
@@ -47,9 +48,13 @@ class Stepper:
     """Evaluates the model of one call and goes back by its plan's rule, to its inputs or to layers.
 
     site: the layers that are looked at, if any. inside: which inputs that are what layers hold may be unused.
+    perceptron: the model's layers, where they go forward and back in one operator.
     """
 
-    __slots__ = ("_arguments", "_forward_func", "_plan", "_wants_reached", "inside", "model", "site", "weighs_inputs")
+    __slots__ = (
+        *("_arguments", "_forward_func", "_plan", "_wants_reached"),
+        *("inside", "model", "perceptron", "site", "weighs_inputs"),
+    )
 
     def __init__(
         self, plan: Plan, forward_func: Any, arguments: Arguments, wants_reached: bool, model: Model | None = None
@@ -60,6 +65,7 @@ class Stepper:
         self.weighs_inputs = plan.read is not None or (isinstance(plan.fold, Cam) and plan.fold.guided is not None)
         self.inside: Unused | None = None
         self.site: Site | None = None
+        self.perceptron: Perceptron | None = None
         self.model = self._model() if model is None else model
 
     def _model(self) -> Model:
@@ -67,9 +73,11 @@ class Stepper:
         plan = self._plan
         where = plan.where if plan.read is None else plan.read.layer
         if where is None and isinstance(plan.rule, Gradient):
-            return view(self._forward_func)
+            return self._whole(view(self._forward_func))
         self._forward_func = bare(self._forward_func)
         model = view(self._forward_func)
+        if where is None:
+            model = self._whole(model)
         if not isinstance(plan.rule, Gradient) and (
             where is None or not isinstance(model.call, torch.jit.ScriptModule)
         ):
@@ -83,6 +91,11 @@ class Stepper:
             return neuron_model(site, plan.read.selector)
         self.site = site
         return site.model
+
+    def _whole(self, model: Model) -> Model:
+        """A model that is explained as a whole, which may be a perceptron."""
+        self.perceptron = explained(model.call, self._plan, self._arguments)
+        return model if self.perceptron is None else model.only(model.call, "perceptron")
 
     def evaluate(
         self,
@@ -124,6 +137,9 @@ class Stepper:
             return Step(self._replaced(at, block, points))
         if self._plan.fold is Fold.VALUE:
             return self._values(at, block, points)
+        if self.perceptron is not None:
+            gradients, reached, _ = self.at_once(at, None, block, points)
+            return Step((gradients,), reached if self._wants_reached else None)
         rows = points * block.examples
         done = self.evaluate(
             at,
@@ -137,6 +153,17 @@ class Stepper:
             found = differentiate(reached, done.leaves, unused=self.unused(done.held))
             return Step(tuple(done.held.all(found)), kept, done.held)
         return Step(self._to_inputs(at, done, reached, sums), kept, done.held)
+
+    def at_once(
+        self, at: Tensors, references: Tensor | None, block: Block, points: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`Perceptron.run` at the given rows, compared with references where the plan's rule does so."""
+        (rows,) = at
+        assert self.perceptron is not None
+        assert rows is not None
+        chosen = block.target_rows(points, rows.device)
+        eps = getattr(self._plan.rule, "eps", 0.0)
+        return self.perceptron.run(rows, references, self._arguments.target, chosen, eps)
 
     def _to_inputs(self, at: Tensors, done: Evaluation, reached: Tensor, sums: Sequence[PathSum]) -> Tensors:
         how, read = self._plan.fold, self._plan.read

@@ -8,7 +8,7 @@ argument.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor
 from ..settings import current
 from . import reference
 from .library import kernels_loaded, modules, register, why_not
+from .network import ACTIVATIONS
 
 __all__ = [
+    "ACTIVATIONS",
     "coalition_rows",
     "draw_coalitions",
     "kernels_loaded",
@@ -27,6 +29,7 @@ __all__ = [
     "noisy_copies",
     "path_points",
     "path_sum",
+    "perceptron",
     "random_points",
     "rescale",
     "times_change",
@@ -47,6 +50,11 @@ _rescale = _fused.rescale.default
 _coalition_rows: Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor], Tensor]
 _coalition_rows = _fused.coalition_rows.default
 _draw_coalitions: Callable[[Tensor, int], Tensor] = _fused.draw_coalitions.default
+_perceptron: Callable[
+    [Tensor, Tensor | None, Sequence[Tensor], Sequence[Tensor], Sequence[str], Tensor, float],
+    tuple[Tensor, Tensor, Tensor],
+]
+_perceptron = _fused.perceptron.default
 _lasso: Callable[[Tensor, Tensor, Tensor, float, float, int], tuple[Tensor, Tensor]] = _fused.lasso.default
 
 
@@ -256,3 +264,31 @@ def lasso(
     if current().backend == "reference":
         return reference.lasso(rows, values, weights, alpha, tol, max_iter)
     return _lasso(rows, values, weights, alpha, tol, max_iter)
+
+
+def perceptron(
+    points: Tensor,
+    references: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activations: Sequence[str],
+    columns: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One output of a multilayer perceptron at each of R points, and its gradients or its multipliers there.
+
+    Arguments:
+        points: ``[R, F]``, floating point.
+        references: ``[1, F]`` or ``[R, F]``, what multipliers by the rescale rule compare with; None: gradients.
+        weights: a matrix for each layer, ``[out, in]``, in the dtype of points.
+        biases: a vector for each, ``[out]``.
+        activations: what follows each: one of ``none``, ``relu``, ``tanh``, ``sigmoid``, ``silu``, ``gelu``.
+        columns: int64 ``[1]`` or ``[R]``, the output of each point. One out of range raises ``IndexError`` on the CPU.
+        eps: as of ``rescale``.
+
+    Returns:
+        ``[R, F]``; the outputs, ``[R]``; those of the references at columns, ``[0]`` without any, ``[1]`` or ``[R]``.
+    """
+    if current().backend == "reference":
+        return reference.perceptron(points, references, weights, biases, activations, columns, eps)
+    return _perceptron(points, references, weights, biases, activations, columns, eps)

@@ -6,14 +6,14 @@ All arithmetic is done in the accumulation dtype (float64 for float64, else floa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from . import descent
+from . import descent, network
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _PRODUCT = 2**18  # elements of the largest product that path_sum writes out
@@ -176,6 +176,33 @@ def lasso(
     return found, converged
 
 
+def perceptron(
+    points: Tensor,
+    references: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activations: Sequence[str],
+    columns: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients or multipliers of one output at each point, the outputs, and those of the references."""
+    _check_dtype("points", points, torch.float64, torch.float32)
+    if points.dim() != 2:
+        _fail("points", points, "two dimensions")
+    if not weights or not len(weights) == len(biases) == len(activations):
+        counts = f"{len(weights)} with {len(biases)} biases and {len(activations)} activations"
+        raise ArgumentError(f"weights: got {counts}; expected as many of each, at least one")
+    network.check(points, list(zip(weights, biases, activations, strict=True)), _fail)
+    rows = points.shape[0]
+    if references is not None:
+        _check_dtype("references", references, points.dtype)
+        if references.dim() != 2 or references.shape[0] not in (1, rows) or references.shape[1] != points.shape[1]:
+            _fail("references", references, f"a row, or one for each of {list(points.shape)}")
+    _check_index("columns", columns, 1 if columns.shape == (1,) else rows, weights[-1].shape[0], points)
+    layers = network.Layers(weights, biases, [network.ACTIVATIONS[name] for name in activations])
+    return network.run(points, references, layers, columns, eps, rescale)
+
+
 _ALL = (
     path_points,
     path_sum,
@@ -187,6 +214,7 @@ _ALL = (
     coalition_rows,
     draw_coalitions,
     lasso,
+    perceptron,
 )
 BODIES: dict[str, Callable[..., Any]] = {body.__name__: body for body in _ALL}
 
