@@ -16,7 +16,7 @@ namespace {
 using at::Tensor;
 
 // Activations of a block stay in a core's cache, but a block has rows enough to be worth reading all weights for.
-constexpr int64_t kCacheBytes = 1 << 17;
+constexpr int64_t kCacheBytes = 1 << 19;
 constexpr int64_t kLeastRows = 64;
 
 enum class Activation { kNone, kRelu, kTanh, kSigmoid, kSilu, kGelu };
@@ -146,13 +146,16 @@ struct Perceptron {
 
   // In how many blocks rows are cut: not by how many threads there are, which would change the rounding.
   int64_t blocks() const {
+    if (rows < 2 * kLeastRows) {
+      return rows > 0;
+    }
     int64_t width = points.size(1);
     for (const Layer& layer : layers) {
       width += 2 * layer.weight.size(0);
     }
     const int64_t fitting = kCacheBytes / (width * static_cast<int64_t>(points.element_size()));
-    const int64_t size = std::max(kLeastRows, fitting);
-    return (rows + size - 1) / size;
+    const int64_t pairs = rows / (2 * std::max(kLeastRows, fitting));
+    return 2 * std::max<int64_t>(1, pairs);
   }
 
   std::vector<Values> forward(const Tensor& from) const {
