@@ -3,11 +3,17 @@
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 
+#if __has_include(<sys/mman.h>)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <iterator>
 #include <map>
 #include <mutex>
-#include <new>
+#include <set>
 #include <unordered_map>
-#include <vector>
+#include <utility>
 
 namespace fusum::memory {
 namespace {
@@ -17,61 +23,90 @@ constexpr size_t kLeast = size_t{1} << 17;
 // Most that is kept: between calls, and while one runs.
 constexpr size_t kBetween = size_t{64} << 20;
 constexpr size_t kInside = size_t{256} << 20;
-// Tensors of nearly the same size share a block.
-constexpr size_t kStep = size_t{1} << 14;
+// Sizes of blocks are multiples of a page of any processor.
+constexpr size_t kPage = size_t{1} << 16;
 
 // How many arenas the thread is inside.
 thread_local int depth = 0;
 
-// Blocks of memory by address: those that tensors have, and those that are free.
+#if __has_include(<sys/mman.h>)
+constexpr bool kMaps = true;
+char* map(size_t size) {
+  void* block = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return block == MAP_FAILED ? nullptr : static_cast<char*>(block);
+}
+void unmap(char* block, size_t size) { munmap(block, size); }
+#else
+constexpr bool kMaps = false;
+char* map(size_t) { return nullptr; }
+void unmap(char*, size_t) {}
+#endif
+
+// Blocks of memory that the system has mapped: those that tensors have, and those that are free. A tensor takes the
+// front of the smallest free block that holds it, free neighbours are one block.
 class Blocks {
  public:
-  // A free block of size bytes, or null.
-  void* take(size_t size) {
+  // A block of size bytes, or null.
+  char* take(size_t size) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = free_.find(size);
-    if (found == free_.end()) {
-      return nullptr;
+    const auto found = by_size_.lower_bound({size, nullptr});
+    if (found != by_size_.end()) {
+      const auto [whole, block] = *found;
+      forget(block, whole);
+      if (whole > size) {
+        add(block + size, whole - size);
+      }
+      taken_.emplace(block, size);
+      return block;
     }
-    void* block = found->second;
-    free_.erase(found);
-    kept_ -= size;
+    // A new block takes the place of others: no more memory is held than without an arena.
+    release(kept_ > size ? kept_ - size : 0);
+    char* block = map(size);
+    if (block == nullptr) {
+      release(0);
+      block = map(size);
+    }
+    if (block != nullptr) {
+      taken_.emplace(block, size);
+    }
     return block;
   }
 
-  void add(void* block, size_t size) {
+  // Whether a block is one of these; it is kept, but no more than most bytes are.
+  bool give(char* block, size_t most) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    sizes_.emplace(block, size);
-  }
-
-  // Whether a block is kept; else it is to be given back to the system.
-  bool keep(void* block, size_t most) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = sizes_.find(block);
-    if (found == sizes_.end()) {
+    const auto found = taken_.find(block);
+    if (found == taken_.end()) {
       return false;
     }
-    if (kept_ + found->second > most) {
-      sizes_.erase(found);
-      return false;
+    size_t size = found->second;
+    taken_.erase(found);
+    if (kept_ + size > most) {
+      unmap(block, size);
+      return true;
     }
-    free_.emplace(found->second, block);
-    kept_ += found->second;
+    const auto next = free_.lower_bound(block);
+    if (next != free_.end() && next->first == block + size) {
+      const auto [behind, more] = *next;
+      forget(behind, more);
+      size += more;
+    }
+    const auto after = free_.lower_bound(block);
+    if (after != free_.begin()) {
+      const auto [before, more] = *std::prev(after);
+      if (before + more == block) {
+        forget(before, more);
+        block = before;
+        size += more;
+      }
+    }
+    add(block, size);
     return true;
   }
 
-  // Takes out free blocks, large ones first, until no more than most bytes are left.
-  std::vector<void*> release(size_t most) {
+  void keep(size_t most) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    std::vector<void*> released;
-    while (kept_ > most) {
-      const auto last = std::prev(free_.end());
-      kept_ -= last->first;
-      sizes_.erase(last->second);
-      released.push_back(last->second);
-      free_.erase(last);
-    }
-    return released;
+    release(most);
   }
 
   size_t kept() {
@@ -80,9 +115,35 @@ class Blocks {
   }
 
  private:
+  void add(char* block, size_t size) {
+    free_.emplace(block, size);
+    by_size_.emplace(size, block);
+    kept_ += size;
+  }
+
+  void forget(char* block, size_t size) {
+    free_.erase(block);
+    by_size_.erase({size, block});
+    kept_ -= size;
+  }
+
+  // Gives back the ends of free blocks, of large ones first, until no more than most bytes are left.
+  void release(size_t most) {
+    while (kept_ > most) {
+      const auto [size, block] = *by_size_.rbegin();
+      const size_t left = size - std::min(size, kept_ - most);
+      forget(block, size);
+      unmap(block + left, size - left);
+      if (left > 0) {
+        add(block, left);
+      }
+    }
+  }
+
   std::mutex mutex_;
-  std::unordered_map<void*, size_t> sizes_;
-  std::multimap<size_t, void*> free_;
+  std::unordered_map<char*, size_t> taken_;
+  std::map<char*, size_t> free_;
+  std::set<std::pair<size_t, char*>> by_size_;
   size_t kept_ = 0;
 };
 
@@ -97,27 +158,17 @@ class Allocator final : public c10::Allocator {
   explicit Allocator(c10::Allocator* torch) : torch_(torch) {}
 
   c10::DataPtr allocate(size_t bytes) override {
-    if (depth == 0 || bytes < kLeast) {
+    if (!kMaps || depth == 0 || bytes < kLeast) {
       return torch_->allocate(bytes);
     }
-    const size_t size = (bytes + kStep - 1) / kStep * kStep;
-    void* block = blocks().take(size);
-    if (block == nullptr) {
-      block = make(size);
-      blocks().add(block, size);
-    }
+    char* block = blocks().take((bytes + kPage - 1) / kPage * kPage);
+    TORCH_CHECK(block != nullptr, "DefaultCPUAllocator: not enough memory: you tried to allocate ", bytes, " bytes.");
     return {block, block, &give_back, c10::Device(c10::DeviceType::CPU)};
   }
 
   c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
 
   void copy_data(void* to, const void* from, size_t bytes) const override { torch_->copy_data(to, from, bytes); }
-
-  void release(size_t most) {
-    for (void* block : blocks().release(most)) {
-      torch_->raw_deallocate(block);
-    }
-  }
 
   static Allocator* installed() {
     static Allocator* const only = [] {
@@ -129,17 +180,8 @@ class Allocator final : public c10::Allocator {
   }
 
  private:
-  void* make(size_t size) {
-    try {
-      return torch_->raw_allocate(size);
-    } catch (const std::exception&) {  // out of memory, with what is kept
-      release(0);
-      return torch_->raw_allocate(size);
-    }
-  }
-
   static void give_back(void* block) {
-    if (block != nullptr && !blocks().keep(block, depth > 0 ? kInside : 0)) {
+    if (block != nullptr && !blocks().give(static_cast<char*>(block), depth > 0 ? kInside : 0)) {
       installed()->torch_->raw_deallocate(block);
     }
   }
@@ -156,7 +198,7 @@ void Arena::enter() {
 
 void Arena::leave() {
   if (--depth == 0) {
-    Allocator::installed()->release(kBetween);
+    blocks().keep(kBetween);
   }
 }
 
