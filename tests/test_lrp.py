@@ -282,8 +282,9 @@ def test_verbose_names_layers_and_rules(capsys: pytest.CaptureFixture[str]) -> N
     LRP(model).attribute(x, target=1, verbose=True)
     lines = capsys.readouterr().out.splitlines()
     for name, rule in {"features.0": "EpsilonRule", "features.2": "EpsilonRule", "head.0": "GammaRule"}.items():
-        (line,) = [line for line in lines if line.startswith(f"{name}:")]
-        assert rule in line
+        layer = model.get_submodule(name)
+        (line,) = [line for line in lines if line.endswith(f" on layer {layer} ({name})")]  # as captum prints
+        assert line.startswith(f"Applied {rule}(")
 
 
 def test_rules_are_where_captum_has_them() -> None:
