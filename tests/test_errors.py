@@ -199,6 +199,13 @@ def test_outputs_that_cannot_be_explained(case: Case, forward: Callable[[Tensor]
         case.attribute(fusum.attr, forward)
 
 
+@pytest.mark.parametrize("forward", [lambda x: x.detach(), lambda x: torch.ones(len(x), 8, requires_grad=True)])
+def test_an_output_without_gradient_is_an_error_of_the_kind_that_autograd_raises(forward: Any) -> None:
+    for method in (Saliency, IntegratedGradients):
+        with pytest.raises(RuntimeError, match=r"^forward_func: its output .*expected it to"):
+            method(forward).attribute(X, target=0)
+
+
 @pytest.mark.parametrize("case", on(SHORT))
 def test_one_number_a_batch(case: Case) -> None:
     with pytest.raises(ArgumentError, match=r"^forward_func: returned shape \(\) "):
