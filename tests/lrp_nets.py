@@ -66,6 +66,17 @@ class Addition(nn.Module):
         return a + b
 
 
+class Shift(nn.Module):
+    """A constant that stands before what it is added to."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = torch.full((3,), by, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.by.expand_as(x).add(x)
+
+
 class AddedTwice(nn.Module):
     """x + x + x's mean, concatenated with what it was."""
 

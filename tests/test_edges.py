@@ -80,6 +80,16 @@ def test_compute_convergence_delta_keeps_the_cap_and_survives_out_of_memory() ->
     assert_rows_within(rows, 3)
 
 
+def test_compute_convergence_delta_without_a_target_takes_the_sum_of_the_outputs() -> None:
+    x, start = noise(5, 8), noise(1, 8, seed=2)
+    model = mlp()
+    for method in (fusum.attr.IntegratedGradients(model), fusum.attr.DeepLift(model)):
+        expected = x.sum(1) - (model(x) - model(start)).detach().sum(1)
+        assert_same(method.compute_convergence_delta(x, start, x), expected)
+        with pytest.raises(fusum.TargetError):
+            method.attribute(x, start, return_convergence_delta=True)
+
+
 def test_compute_convergence_delta_names_attributions() -> None:
     method, x = fusum.attr.IntegratedGradients(mlp()), noise(5, 8)
     for wrong in ((x, x), x[:2], "scores"):

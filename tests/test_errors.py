@@ -176,6 +176,22 @@ def test_a_target_outside_the_output(case: Case, target: Any) -> None:
     assert len(model.rows) == 1
 
 
+@pytest.mark.parametrize("target", [[0, 1, 2, 1, 0], torch.tensor([0, 1, 2, 1, 0]), [(1,)] * 5])
+@pytest.mark.parametrize("name", ["Saliency", "LRP", "FeatureAblation"])
+def test_a_target_for_each_example_of_an_output_of_one_row(name: str, target: Any) -> None:
+    whole = nn.Sequential(nn.Linear(8, 3), Whole())
+    with pytest.raises(TargetError, match=r"^target: got .*shape \(1, 3\); expected one"):
+        getattr(fusum.attr, name)(whole).attribute(X, target=target)
+    getattr(fusum.attr, name)(whole).attribute(X, target=1)
+
+
+class Whole(nn.Module):
+    """One row for a whole batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(0, keepdim=True)
+
+
 # Methods that look once at a whole batch may explain its rows together.
 ONCE = ("Saliency", "InputXGradient", "GuidedBackprop", "Deconvolution", "LRP")
 
@@ -197,6 +213,13 @@ def _outputs() -> Iterator[Any]:
 def test_outputs_that_cannot_be_explained(case: Case, forward: Callable[[Tensor], Any]) -> None:
     with pytest.raises(ArgumentError, match=r"^forward_func: .*expected"):
         case.attribute(fusum.attr, forward)
+
+
+@pytest.mark.parametrize("forward", [lambda x: x.detach(), lambda x: torch.ones(len(x), 8, requires_grad=True)])
+def test_an_output_without_gradient_is_an_error_of_the_kind_that_autograd_raises(forward: Any) -> None:
+    for method in (Saliency, IntegratedGradients):
+        with pytest.raises(RuntimeError, match=r"^forward_func: its output .*expected it to"):
+            method(forward).attribute(X, target=0)
 
 
 @pytest.mark.parametrize("case", on(SHORT))

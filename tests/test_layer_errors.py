@@ -181,6 +181,8 @@ def test_a_layer_of_no_tensors(name: str, match: str) -> None:
 
 @pytest.mark.parametrize("name", [*(n for n in LAYER if n in CLASSES and n != "LayerActivation"), "NeuronConductance"])
 def test_a_layer_that_the_output_does_not_depend_on(name: str) -> None:
+    with pytest.raises(RuntimeError):  # as autograd's own error is
+        explain(name, Unread().eval(), "layer")
     refused(name, Unread(), r"^layer: the output does not depend on what it holds")
     if name in UNUSED:
         refused(name, Unread(), r"^layer: the output does not", grad_kwargs={"allow_unused": False})

@@ -17,7 +17,7 @@ import twins
 from cases import seed
 from checkers import assert_complete, assert_identical, assert_no_graph, assert_same, untouched
 from fusum.attr import LRP, Alpha1_Beta0_Rule, EpsilonRule, GammaRule, IdentityRule, InputXGradient
-from lrp_nets import FREE, NETS, built, layers_of
+from lrp_nets import FREE, NETS, Shift, built, layers_of
 from models import Mlp, Recorder, noise
 from twins import Relevance
 
@@ -66,6 +66,20 @@ def test_captums_identity_rule() -> None:
     assert_same(*results[::-1], rtol=1e-6, atol=1e-6)
     del model.features[1].rule
     assert (LRP(model).attribute(x, target=1) - results[0][0]).abs().max() > 1e-3
+
+
+def test_the_identity_rule_of_a_sum_conserves_relevance() -> None:
+    """Its terms share it; of a constant and a tensor all goes to the tensor, whichever comes first."""
+    model, x = built("residual of modules", bias=False)
+    expected = LRP(model).attribute(x, target=1)
+    model.add.rule = IdentityRule()
+    assert_same(LRP(model).attribute(x, target=1), expected, rtol=1e-9, atol=1e-9)
+    model, x = built("mlp", bias=False)
+    plain, shifted = nn.Sequential(model, Shift(0.0)), nn.Sequential(model, Shift(2.0))
+    shifted[1].rule = IdentityRule()
+    expected = LRP(plain).attribute(x, target=1)
+    found = LRP(shifted).attribute(x, target=1)
+    assert_same(found.sum(1), expected.sum(1) + 2, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.ELU, nn.GELU])
@@ -282,8 +296,9 @@ def test_verbose_names_layers_and_rules(capsys: pytest.CaptureFixture[str]) -> N
     LRP(model).attribute(x, target=1, verbose=True)
     lines = capsys.readouterr().out.splitlines()
     for name, rule in {"features.0": "EpsilonRule", "features.2": "EpsilonRule", "head.0": "GammaRule"}.items():
-        (line,) = [line for line in lines if line.startswith(f"{name}:")]
-        assert rule in line
+        layer = model.get_submodule(name)
+        (line,) = [line for line in lines if line.endswith(f" on layer {layer} ({name})")]  # as captum prints
+        assert line.startswith(f"Applied {rule}(")
 
 
 def test_rules_are_where_captum_has_them() -> None:

@@ -15,5 +15,9 @@ class TargetError(ArgumentError, IndexError):
     """A target that does not fit the output of the model."""
 
 
+class UnusedError(ArgumentError, RuntimeError):
+    """The output does not depend on what it is to be explained by; also a RuntimeError, as autograd's own is."""
+
+
 class StrictError(RuntimeError):
     """A call would leave the fused path while ``strict`` is on; the message says why it would."""

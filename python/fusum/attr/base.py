@@ -145,7 +145,7 @@ class GradientAttribution(Attribution):
             attributions: scores in the form of end_point.
             start_point: baselines in any form.
             end_point: the inputs.
-            target, additional_forward_args: as given to ``attribute``.
+            target, additional_forward_args: as given to ``attribute``. Without a target f is the sum of its numbers.
 
         Raises:
             ArgumentError: the arguments do not fit each other.

@@ -220,7 +220,7 @@ class LRP(GradientAttribution):
         """Relevance in the form of inputs, with deltas [examples] if asked for; shared arguments: docs/arguments.md.
 
         Arguments:
-            verbose: print the rule of each layer.
+            verbose: print the rule of each layer, and the layer and its name.
 
         Raises:
             ArgumentError: an argument, or a module's rule, does not fit, named in the message.
@@ -268,5 +268,5 @@ class LRP(GradientAttribution):
                 found[id(module)] = (name, rule)
             passes = type(module).__module__ in ("torch.nn.modules.activation", "torch.nn.modules.dropout")
             if verbose and not passes and not any(True for _ in module.children()):
-                print(f"{name or type(module).__name__}: {rule or EpsilonRule()}")
+                print(f"Applied {rule or EpsilonRule()} on layer {module}" + f" ({name})" * bool(name))
         return found

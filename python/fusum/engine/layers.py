@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..backward import run_backward
-from ..errors import ArgumentError
+from ..errors import ArgumentError, UnusedError
 from ..plan.neuron import select
 from ..plan.spec import Cam, Fold, Neuron
 from ..rules.guided import guided
@@ -56,7 +56,7 @@ def conducted(neuron: Neuron, reached: Tensor, held: Held, leaves: Sequence[Tens
     last = held.raw[-len(held.form[0][-1]) :]
     explained = [t for t in last if t.requires_grad]
     if not explained:
-        raise ArgumentError("layer: what it holds does not depend on inputs differentiably; expected it to")
+        raise UnusedError("layer: what it holds does not depend on inputs differentiably; expected it to")
     found = iter(differentiate(reached, explained, unused=Unused((len(explained),), neuron.layer.may_be_unused)))
     outer = [next(found) if t.requires_grad else torch.zeros_like(t) for t in last]
     weights = select(neuron.selector, last_call(held, outer), held.rows)

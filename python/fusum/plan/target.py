@@ -46,6 +46,7 @@ class Target:
         self.check(out.reshape(*out.shape[: len(bounds) + 1], -1)[..., 0] if len(sizes) > len(bounds) else out)
         index: tuple[Any, ...] = (slice(None), *self.column)
         if rows is not None:
+            _check_rows(self.raw, rows, out)
             index = (torch.arange(len(out), device=out.device), *rows.unbind(1))
         return out[index]
 
@@ -58,6 +59,7 @@ class Target:
             index: Any = (slice(None), *self.column)
             return out[index]
         _check_bounds(self.raw, self.bounds, out)
+        _check_rows(self.raw, rows, out)
         flat = torch.zeros_like(rows[:, 0])
         for part, size in zip(rows.unbind(1), out.shape[1:], strict=False):
             flat = flat * size + part % size
@@ -113,6 +115,11 @@ def _check_bounds(raw: Any, bounds: tuple[tuple[int, int], ...], out: Tensor) ->
     if left.numel() != 1:
         missing = f"expected an index of one number of each example, but {tuple(left)} are left"
         raise TargetError(f"target: got {_for(raw, out)}; {missing}")
+
+
+def _check_rows(raw: Any, rows: Tensor, out: Tensor) -> None:
+    if len(rows) != len(out):
+        raise TargetError(f"target: got {_for(raw, out)}; expected one index for all examples, as the output is of all")
 
 
 def _for(raw: Any, out: Tensor) -> str:

@@ -85,11 +85,13 @@ def _called(running: Pass) -> tuple[str, PropagationRule]:
 
 def shared(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Sums, averages and maxima of varying tensors: relevance goes to each in its share."""
-    rule = _rule(running)
+    rule, varying = _rule(running), [a for a in args if varies(a)]
     with below():
         found = op(*args, **kwargs)
         y, *others = found if isinstance(found, (tuple, list)) else (found,)
-        y = _identity(op, rule, args[0], y) if isinstance(rule, IdentityRule) else _stabilised(y, rule)
+        # The terms of a sum share what they add up to under every rule: all of it can go to one operand only.
+        passes = isinstance(rule, IdentityRule) and len(varying) == 1
+        y = _identity(op, rule, varying[0], y) if passes else _stabilised(y, rule)
     return (y, *others) if others else y
 
 
@@ -106,7 +108,7 @@ def weighted(running: Pass, op: Any, args: tuple[Any, ...], kwargs: dict[str, An
         return _by_others(op, changed, kwargs, rule, y)
 
 
-def _identity(op: Any, rule: IdentityRule, x: Tensor, y: Tensor) -> Tensor:
+def _identity(op: Any, rule: PropagationRule, x: Tensor, y: Tensor) -> Tensor:
     if x.shape != y.shape:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise ArgumentError(f"rule: got IdentityRule for {op} from and to {shapes}; expected equal shapes")
