@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -157,10 +157,10 @@ class Game:
         """The output that a model which returns futures will return, the target picked."""
         with torch.no_grad():
             returned = self._returned(rows, examples)
-        if not isinstance(returned, Future):
+        if not isinstance(returned, torch.Future):  # what its then returns is no torch.futures.Future
             got = type(returned).__name__
             raise ArgumentTypeError(f"forward_func: returned {got}; expected torch.futures.Future, or attribute")
-        return returned.then(lambda answer: self._picked(answer.value(), rows, examples))
+        return cast(Future[Tensor], returned.then(lambda answer: self._picked(answer.value(), rows, examples)))
 
     def _of(self, a: Any, examples: Tensor) -> Any:
         """An additional argument's rows for examples, where it has as many for each."""
