@@ -269,14 +269,14 @@ class Game:
 
     def grid(self, count: int, rows: Callable[[int, int], Tensors]) -> Tensor:
         """The output at whole batches rows(start, stop), one for each of count coalitions: [count, *outputs]."""
-        most = self.per_eval
+        most, full = self.per_eval, self.full  # the inputs come first, as in captum: a model may draw, or count
         outs = []
         for start in range(0, count, most):
             n = min(most, count - start)
             out = self._forward(rows(start, start + n), self.repeated(n))
-            outs.append(self.by_coalition(out, n, self.full))
+            outs.append(self.by_coalition(out, n, full))
             progress.advance(n * self.examples)
-        return torch.cat(outs) if outs else self.full.new_zeros(0, *self.outputs)
+        return torch.cat(outs) if outs else full.new_zeros(0, *self.outputs)
 
     def repeated(self, n: int) -> Tensor | None:
         """The examples of n whole batches; None of one: nothing of it need be repeated."""
