@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +93,38 @@ METHODS: dict[str, dict[str, Any]] = {
 def test_methods_inside_it(name: str, expected: dict[str, Any], patched: None) -> None:
     assert getattr(captum_attr, name) is getattr(fusum.attr, name)
     assert_same(attributions(name, **METHODS[name]), expected[name])
+
+
+class Listener(Writer):
+    """Keeps the prompts that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[list[list[int]]] = []
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
+        self.heard.append(input_ids.tolist())
+        return super().forward(input_ids)
+
+
+def heard() -> list[list[list[int]]]:
+    """The prompts of an ablation whose baselines are drawn anew for each."""
+    model = Listener().eval()
+    method = captum_attr.LLMAttribution(captum_attr.FeatureAblation(model), Tokenizer())
+    random.seed(0)
+    drawn = captum_attr.ProductBaselines([WORDS[2:], WORDS[2:]])
+    text = captum_attr.TextTemplateInput("{} sings {}", ["rain", "well"], baselines=drawn)
+    method.attribute(text, "in the rain", forward_in_tokens=False)
+    return model.heard
+
+
+def test_only_captums_prompts_are_tried() -> None:
+    prompts = heard()
+    fusum.patch()
+    try:
+        assert heard() == prompts
+    finally:
+        fusum.unpatch()
 
 
 def test_its_lists_are_as_they_were() -> None:

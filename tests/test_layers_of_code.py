@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "profile": set(),
     "progress": set(),
     "backward": set(),
-    "patch": {"attr"},
+    "patch": {"attr", "engine"},
     "jobs": {"attr", "engine", "plan", "__init__"},
     "__init__": {"attr", "patch"},
     "__main__": {"ops", "engine", "patch", "jobs", "__init__"},

@@ -294,6 +294,21 @@ def test_futures(name: str) -> None:
         getattr(fusum.attr, name)(model).attribute_future(x, **pairs)
 
 
+@pytest.mark.parametrize("name", FUTURES)
+def test_futures_of_futures(name: str) -> None:
+    """What `then` returns is not of the class torch.futures.Future, but a future."""
+    model, x = subject("mlp").module, subject("mlp").inputs[:3]
+    pairs = {"target": 1, "feature_mask": torch.arange(8)[None] // 2}
+
+    def later(x: torch.Tensor) -> Any:
+        return torch.futures.collect_all([]).then(lambda _: model(x))
+
+    seed()
+    found = getattr(fusum.attr, name)(later).attribute_future(x, **pairs).wait()
+    seed()
+    assert_same(found, getattr(fusum.attr, name)(model).attribute(x, **pairs))
+
+
 def test_wrapped_attribute_runs_the_same() -> None:
     explainer, x = fusum.attr.IntegratedGradients(subject("mlp").module), subject("mlp").inputs
     wrapped = type(explainer).attribute.__wrapped__

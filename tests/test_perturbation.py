@@ -364,3 +364,17 @@ def test_features_beyond_exact_numbers() -> None:
     assert_same(found, x**2, rtol=1e-3, atol=1e-4)
     same = ShapleyValueSampling(lambda x: (tokens(300) * x).sum(1)).attribute(torch.ones(2, 300), n_samples=4)
     assert_same(same, tokens(300).float().expand(2, 300), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [*METHODS[:4], "Lime", "KernelShap"])
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_masks_of_one_number_an_element_in_any_order(name: str, inputs: int) -> None:
+    """Of values as in the baseline, too, the others' scores are not taken for theirs."""
+    x = (torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]]), torch.tensor([[5.0, 4.0, 0.0], [0.0, 6.0, 7.0]]))[:inputs]
+    masks = (torch.tensor([[2, 0, 1]]), torch.tensor([[1, 2, 0]]))[:inputs]
+
+    def found(attr: Any) -> Any:
+        seed()
+        return getattr(attr, name)(lambda *xs: sum((x * tokens(3)).sum(1) for x in xs)).attribute(x, feature_mask=masks)
+
+    assert_same(found(fusum.attr), found(captum_attr), rtol=1e-4, atol=1e-4)

@@ -166,6 +166,12 @@ def test_unknown_arguments(name: str) -> None:
     assert not model.rows
 
 
+@pytest.mark.parametrize("name", ["FeatureAblation", "FeaturePermutation"])
+def test_an_argument_of_an_older_captum_that_changes_nothing(name: str) -> None:
+    row = case(name, "mlp")
+    assert_identical(row.attribute(fusum.attr, enable_cross_tensor_attribution=True), row.attribute(fusum.attr))
+
+
 def test_baselines_of_a_permutation_are_left_out_as_in_captum() -> None:
     row = case("FeaturePermutation", "mlp")
     assert_identical(row.attribute(fusum.attr, baselines=noise(3, 3)), row.attribute(fusum.attr))

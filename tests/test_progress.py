@@ -188,6 +188,10 @@ def many_rows(**keywords: Any) -> Any:
     return direct("IntegratedGradients", target=0, n_steps=50, **keywords)
 
 
+def later(x: torch.Tensor) -> Any:
+    return torch.futures.collect_all([]).then(lambda _: mlp()(x))
+
+
 TOTALS: dict[str, tuple[Callable[[], Any], int]] = {
     "in-chunks": (lambda: many_rows(internal_batch_size=7), 250),
     "one-row-at-a-time": (lambda: many_rows(internal_batch_size=1), 250),
@@ -203,6 +207,7 @@ TOTALS: dict[str, tuple[Callable[[], Any], int]] = {
     "repeats": (lambda: direct("ShapleyValueSampling", target=0, n_samples=40, feature_mask=MASK), (40 * 3 + 1) * 5),
     "nothing-to-do": (lambda: direct("FeatureAblation", target=0, baselines=X), 40),
     "many-baselines": (lambda: direct("DeepLiftShap", baselines=noise(9, 8), target=0), 45),
+    "futures": (lambda: partial(fusum.attr.FeatureAblation(later).attribute_future, X, target=0), 40),
     "distinct-baselines": (lambda: direct("DeepLift", baselines=noise(5, 8), target=0), 5),
 }
 

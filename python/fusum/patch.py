@@ -10,6 +10,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from . import attr, profile
+from .engine.model import one_by_one
 
 # (module or class, name, captum's own value) of everything that was replaced.
 _replaced: list[tuple[Any, str, Any]] = []
@@ -37,6 +38,7 @@ def patch() -> None:
     for theirs, mine in ours.items():
         if hasattr(mine, "register"):
             mine.register(theirs)  # captum's other classes still count as, say, GradientAttribution
+    one_by_one.add(captum.LLMAttribution)
     for module in _captum_modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, (type, FunctionType)) and value in ours and not _is_built_on(value, module, ours):
@@ -88,6 +90,7 @@ def unpatch() -> None:
     while _replaced:
         holder, name, value = _replaced.pop()
         setattr(holder, name, value)
+    one_by_one.clear()
 
 
 def _captum_modules() -> list[ModuleType]:

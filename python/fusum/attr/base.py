@@ -206,7 +206,9 @@ def future(attribute: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(build)
     def attribute_future(*args: Any, **kwargs: Any) -> Any:
-        return run_future(build(*args, **kwargs))
+        call = build(*args, **kwargs)
+        with bar(args[0], call.show_progress):
+            return run_future(call)
 
     return attribute_future
 

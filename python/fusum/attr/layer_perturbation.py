@@ -129,6 +129,6 @@ class NeuronFeatureAblation(NeuronAttribution, PerturbationAttribution):
             ArgumentError: an argument does not fit, or the layer is not in the model or did not run.
         """
         given = (inputs, baselines, None, additional_forward_args, feature_mask, perturbations_per_eval)
-        call = built(FeatureAblation, self, *given)
+        call = built(FeatureAblation, FeatureAblation(self.forward_func), *given)
         call.plan = replace(call.plan, read=neuron(site(self.layer, attribute_to_neuron_input), neuron_selector))
         return call

@@ -33,6 +33,9 @@ Tensors = Tensor | tuple[Tensor, ...]
 class FeatureAblation(PerturbationAttribution):
     """What the output loses when a feature is replaced by its baseline."""
 
+    # As in captum: features that an input of fewer rows has elements of score zero.
+    _min_examples_per_batch_grouped: int | None = None
+
     @attribution
     def attribute(
         self,
@@ -53,7 +56,7 @@ class FeatureAblation(PerturbationAttribution):
         unknown("attribute", kwargs)
         return changing(
             self,
-            Ablate(),
+            Ablate(self._min_examples_per_batch_grouped or 0),
             *(inputs, baselines, target, additional_forward_args),
             feature_mask=feature_mask,
             perturbations_per_eval=perturbations_per_eval,
@@ -110,6 +113,8 @@ class FeaturePermutation(FeatureAblation):
         perm_func: takes an input and a feature's boolean mask, and returns the input with that feature shuffled.
     """
 
+    _min_examples_per_batch_grouped: int | None = 2
+
     def __init__(
         self, forward_func: Callable[..., Any], perm_func: Callable[[Tensor, Tensor], Tensor] = shuffle_feature
     ) -> None:
@@ -138,7 +143,10 @@ class FeaturePermutation(FeatureAblation):
         unknown("attribute", kwargs)
         return changing(
             self,
-            Permute(None if self.perm_func is shuffle_feature else self.perm_func),
+            Permute(
+                None if self.perm_func is shuffle_feature else self.perm_func,
+                self._min_examples_per_batch_grouped or 0,
+            ),
             *(inputs, None, target, additional_forward_args),
             feature_mask=feature_mask,
             perturbations_per_eval=perturbations_per_eval,
@@ -150,5 +158,6 @@ class FeaturePermutation(FeatureAblation):
 
 def unknown(name: str, kwargs: dict[str, Any]) -> None:
     """Raise where a method was given arguments that it does not have."""
+    kwargs.pop("enable_cross_tensor_attribution", None)  # captum 0.8's; to 0.9 inputs may always share features
     if kwargs:
         raise ArgumentTypeError(f"{sorted(kwargs)[0]}: got an argument that {name} does not have")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -157,10 +157,10 @@ class Game:
         """The output that a model which returns futures will return, the target picked."""
         with torch.no_grad():
             returned = self._returned(rows, examples)
-        if not isinstance(returned, Future):
+        if not isinstance(returned, torch.Future):  # what its then returns is no torch.futures.Future
             got = type(returned).__name__
             raise ArgumentTypeError(f"forward_func: returned {got}; expected torch.futures.Future, or attribute")
-        return returned.then(lambda answer: self._picked(answer.value(), rows, examples))
+        return cast(Future[Tensor], returned.then(lambda answer: self._picked(answer.value(), rows, examples)))
 
     def _of(self, a: Any, examples: Tensor) -> Any:
         """An additional argument's rows for examples, where it has as many for each."""
@@ -269,14 +269,14 @@ class Game:
 
     def grid(self, count: int, rows: Callable[[int, int], Tensors]) -> Tensor:
         """The output at whole batches rows(start, stop), one for each of count coalitions: [count, *outputs]."""
-        most = self.per_eval
+        most, full = self.per_eval, self.full  # the inputs come first, as in captum: a model may draw, or count
         outs = []
         for start in range(0, count, most):
             n = min(most, count - start)
             out = self._forward(rows(start, start + n), self.repeated(n))
-            outs.append(self.by_coalition(out, n, self.full))
+            outs.append(self.by_coalition(out, n, full))
             progress.advance(n * self.examples)
-        return torch.cat(outs) if outs else self.full.new_zeros(0, *self.outputs)
+        return torch.cat(outs) if outs else full.new_zeros(0, *self.outputs)
 
     def repeated(self, n: int) -> Tensor | None:
         """The examples of n whole batches; None of one: nothing of it need be repeated."""

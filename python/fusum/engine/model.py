@@ -19,6 +19,8 @@ _exported: WeakKeyDictionary[Any, tuple[nn.Module | None, int, int | None]] = We
 _functions: WeakKeyDictionary[Any, tuple[Callable[..., Any], tuple[Any, ...]]] = WeakKeyDictionary()
 _FIXED = (torch.fx.GraphModule, torch.export.ExportedProgram)
 _COUPLING = ("BatchNorm", "Dropout")
+# Classes whose methods, as models, take one row at a time and may draw anew, or report, at each; patch names them.
+one_by_one: set[type] = set()
 
 
 class Model:
@@ -154,7 +156,12 @@ def check_rows(out: Tensor, rows: int) -> None:
 
 
 def couples_rows(owner: Any) -> bool:
-    """Whether cutting a batch would change the results of a model: it has batch norm or dropout in training mode."""
+    """Whether cutting a batch would change the results of a model.
+
+    It has batch norm or dropout in training mode, or is a method of a class of one_by_one.
+    """
+    if isinstance(owner, tuple(one_by_one)):
+        return True
     # A frozen module does not have the flag.
     training = isinstance(owner, nn.Module) and getattr(owner, "training", False)
     if not training:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from ..plan import coalitions as lists
 from ..plan import points as draw
 from ..plan.coalitions import Shared
 from ..plan.features import Features, of_mask
-from ..plan.spec import Call, Orders, Permute, Sampled, Slide
+from ..plan.spec import Ablate, Call, Orders, Permute, Sampled, Slide
 from ..settings import positive_int
 from .batch import Tensors
 from .game import Game
@@ -84,6 +84,7 @@ def perturb_future(job: Job, call: Call) -> Future[Any]:
     opened = _open(job, call, game)
     shared, rows = opened.shared, opened.rows
     cuts = list(shared.cuts(game.per_eval))
+    progress.expect(shared.count * game.examples)
     asked = [game.ask(game.inputs(), None)]
     for start, stop in cuts:
         if rows is None:
@@ -91,6 +92,7 @@ def perturb_future(job: Job, call: Call) -> Future[Any]:
         else:
             batch = rows(start, stop)
         asked.append(game.ask(batch, game.repeated(stop - start)))
+        progress.advance((stop - start) * game.examples)
 
     def fold(answers: Future[list[Future[Tensor]]]) -> Any:
         with torch.no_grad():
@@ -125,31 +127,33 @@ def _open(job: Job, call: Call, game: Game) -> Opened:
     if isinstance(points, Permute):
         drawn = None
         sizes = [0 if x is None else len(x) for x in arguments.inputs]
-        still = _unshuffled(game.features, sizes)
+        still = _still(game, points.least)
         if points.function is None:
-            drawn = draw.shuffles(game.features, sizes, game.per_eval)
+            drawn = draw.shuffles(game.features, sizes, game.per_eval, still)
         else:
-            rows = _shuffled_by(points.function, game)
-        shared = lists.Alone(game.features.count, device, drawn, still)
+            rows = _shuffled_by(points.function, game, still)
+        shared = lists.Alone(game.features.count, device, still, drawn)
     elif isinstance(points, Slide):
         shared = lists.Windows(points, [x for x in arguments.inputs if x is not None])
         game.features = shared.features
     elif isinstance(points, Orders):
         shared = _shapley(points, game.features, device)
     else:
-        shared = lists.Alone(game.features.count, device)
+        assert isinstance(points, Ablate)
+        shared = lists.Alone(game.features.count, device, _still(game, points.least))
     return Opened(game, shared, rows, partial(_built, job, game, isinstance(points, Orders)))
 
 
-def _unshuffled(features: Features, sizes: Sequence[int]) -> Tensor | None:
-    """Features whose inputs, of so many rows each, all have fewer than two: bool [count]; None: there are none."""
-    if min(sizes) >= 2:
-        return None
-    text = "got an input of fewer than 2 rows; its features cannot be shuffled among examples and score zero"
-    warnings.warn(f"inputs: {text}", UserWarning, stacklevel=3)
-    still = torch.ones(features.count, dtype=torch.bool)
-    for i, size in enumerate(sizes):
-        still &= ~features.held_by(i).cpu() | (size < 2)
+def _still(game: Game, least: int) -> Tensor:
+    """Features that score zero, as an input of fewer rows than least has elements of them: bool [count]."""
+    still = torch.zeros(game.features.count, dtype=torch.bool)
+    for i, x in enumerate(game.arguments.inputs):
+        if x is not None and len(x) < least:
+            still |= game.features.held_by(i).cpu()
+    if still.any():
+        got = f"inputs: got an input of fewer than {least} rows"
+        text = f"{got}; its features cannot be shuffled among examples and score zero"
+        warnings.warn(text, UserWarning, stacklevel=3)
     return still
 
 
@@ -168,13 +172,13 @@ def _shapley(points: Orders, features: Features, device: torch.device) -> Shared
     return lists.Everything(count, device)
 
 
-def _shuffled_by(function: Callable[..., Any], game: Game) -> Callable[[int, int], Tensors]:
-    """Rows of features start to stop, shuffled by a user's function of an input and a feature's mask."""
+def _shuffled_by(function: Callable[..., Any], game: Game, still: Tensor) -> Callable[[int, int], Tensors]:
+    """Rows of features start to stop, shuffled by a user's function of an input and a feature's mask, unless still."""
     inputs, features = game.arguments.inputs, game.features
 
     def rows(start: int, stop: int) -> Tensors:
         found = [[x] * (stop - start) for x in inputs]
-        for i, j in draw.shuffled(features, len(inputs), game.per_eval, start, stop):
+        for i, j in draw.shuffled(features, len(inputs), game.per_eval, still, start, stop):
             x, ids = inputs[i], features.ids[i]
             if x is not None and ids is not None and len(x) > 1:
                 found[i][j - start] = _as_rows(function(x.clone(), ids == j), x)
@@ -201,10 +205,15 @@ def _built(job: Job, game: Game, joint: bool, found: Tensor, outputs: torch.Size
     """
     scores = game.features.spread(found.view(*(outputs or (1,)), game.features.count))
     if not joint:
-        behind = [None if x is None else x.shape[1:] for x in game.arguments.inputs]
-        scores = tuple(
-            [s if s is None or r is None else s.reshape(-1, *r) for s, r in zip(scores, behind, strict=True)]
-        )
+        scores = tuple([_one_row_each(s, x) for s, x in zip(scores, game.arguments.inputs, strict=True)])
     if job.stepper.site is not None:
         return job.stepper.site.build(scores)
     return scores[0] if job.arguments.single else scores
+
+
+def _one_row_each(scores: Tensor | None, x: Tensor | None) -> Tensor | None:
+    """Scores [*outputs, ...] of an input as [outputs, ...]; zero if it is empty, whoever shares its features."""
+    if scores is None or x is None:
+        return None
+    flat = scores.flatten(0, scores.dim() - x.dim())
+    return flat if x.numel() else torch.zeros_like(flat)

@@ -67,8 +67,8 @@ class Repeats:
             if x is None or b is None or ids is None or x.numel() == 0:
                 continue
             changed = (x != b.like_rows()).reshape(n, -1)
-            if ids.numel() == self._features.count == changed.shape[1]:
-                return changed
+            if self._features.in_order and changed.shape[1] == self._features.count:
+                return changed  # this input's elements are all features there are, in their order
             if found is None:
                 found = torch.zeros(n, self._features.count, dtype=torch.int32, device=changed.device)
             index = ids.reshape(len(ids), -1).long().expand(n, -1)

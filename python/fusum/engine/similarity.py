@@ -58,15 +58,19 @@ class ExpKernel:
         return (squared / (-2 * self.kernel_width**2)).exp()
 
 
-def products(arguments: Arguments, features: Features) -> Tensor:
-    """Sums over each feature's elements of input^2, input * baseline and baseline^2: float64 [examples, count, 3]."""
-    found = torch.zeros(3, arguments.examples, features.count, dtype=torch.float64, device=arguments.device)
+def products(arguments: Arguments, features: Features, groups: int) -> Tensor:
+    """Sums over each feature's elements of input^2, input * baseline and baseline^2: float64 [groups, count, 3].
+
+    groups: 1, all rows of all inputs, which may have different numbers of them; or one for each example.
+    """
+    found = torch.zeros(3, groups, features.count, dtype=torch.float64, device=arguments.device)
     for x, b, ids in zip(arguments.inputs, arguments.baselines, features.ids, strict=True):
         if x is None or b is None or ids is None:
             continue
         x, base = torch.broadcast_tensors(x.double(), b.like_rows().double())
-        each = torch.stack([x * x, x * base, base * base]).reshape(3, len(x), -1).to(found.device)
-        index = ids.reshape(len(ids), -1).long().to(found.device)
+        each = torch.stack([x * x, x * base, base * base]).reshape(3, groups, x.numel() // groups).to(found.device)
+        ids = ids.expand_as(x)[None] if groups == 1 else ids
+        index = ids.reshape(len(ids), each.shape[2]).long().to(found.device)
         if len(index) == 1:
             found.index_add_(2, index[0], each)
         else:

@@ -146,8 +146,7 @@ class Space:
     @cached_property
     def products(self) -> Tensor:
         """What similarities are sums of: float64 [groups, count, 3]."""
-        found = products(self.arguments, self.features)
-        return found.sum(0, keepdim=True) if self.groups == 1 else found
+        return products(self.arguments, self.features, self.groups)
 
     def build(self, scores: Tensor, by_input: bool) -> Any:
         """Scores [groups, size], or what represents the model of one group, in the form that is wanted."""
@@ -161,9 +160,16 @@ class Space:
                 f"interpretable_model: got {got}; expected a number for each of {self.size} features, or "
                 "return_input_shape=False"
             )
-        first = self._ids(0) if self.groups == 1 else self.features.ids
-        ids = tuple([None if i is None else i[:1] if self.groups == 1 else i for i in first])
-        return self._form(replace(self.features, ids=ids).spread(self.used(flat[:, : self.size])))
+        kept = self.used(flat[:, : self.size])
+        if self.groups > 1:
+            return self._form(self.features.spread(kept))
+        pairs = zip(self.arguments.inputs, self.features.ids, strict=True)
+        return self._form(tuple([None if x is None or i is None else self._joint(kept[0], i, x) for x, i in pairs]))
+
+    def _joint(self, scores: Tensor, ids: Tensor, x: Tensor) -> Tensor:
+        """Scores [features] of the only group in the form of an input: of several examples one row for all."""
+        rows = len(x) if self.arguments.examples == 1 else min(1, len(x))
+        return scores[ids[:rows].long().to(scores.device)].expand(rows, *x.shape[1:])
 
 
 def one_for_each(full: Tensor, examples: int, per_eval: int) -> int:

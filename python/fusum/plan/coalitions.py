@@ -49,13 +49,11 @@ class Shared(ABC):
 class Alone(Shared):
     """Each feature is missing once: it gets what the output loses.
 
-    drawn: who takes its place, as in shuffled. still: features that get zero, as nothing can: bool [features].
+    still: features that get zero, whatever the values: bool [features]. drawn: who takes a place, as in shuffled.
     """
 
-    def __init__(
-        self, features: int, device: torch.device, drawn: list[Tensor] | None = None, still: Tensor | None = None
-    ) -> None:
-        self.count, self._device, self._drawn, self._still = features, device, drawn, still
+    def __init__(self, features: int, device: torch.device, still: Tensor, drawn: list[Tensor] | None = None) -> None:
+        self.count, self._device, self._still, self._drawn = features, device, still, drawn
         self._parts: list[Tensor] = []
 
     def shuffled(self, start: int, stop: int) -> list[Tensor] | None:
@@ -80,7 +78,7 @@ class Alone(Shared):
         """Scores [outputs, features]."""
         parts = self._parts or [self._full.new_zeros(0, len(self._full))]
         scores = (parts[0] if len(parts) == 1 else torch.cat(parts)).t()
-        return scores if self._still is None else scores.masked_fill(self._still.to(scores.device), 0)
+        return scores.masked_fill(self._still.to(scores.device), 0) if self._still.any() else scores
 
 
 class Windows(Shared):

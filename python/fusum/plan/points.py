@@ -83,10 +83,10 @@ def orders(features: Features, n_samples: int, antithetic: bool) -> Tensor:
     return torch.stack([found, found.flip(1)], 1).flatten(0, 1)[:n_samples] if antithetic else found
 
 
-def shuffles(features: Features, sizes: Sequence[int], per_eval: int) -> list[Tensor]:
-    """For each input of so many rows, whose row each feature takes: int64 [count, rows]; never all their own."""
+def shuffles(features: Features, sizes: Sequence[int], per_eval: int, still: Tensor) -> list[Tensor]:
+    """For each input of so many rows, whose row each feature takes: int64 [count, rows]; all their own if still."""
     found = [torch.arange(n).repeat(features.count, 1) for n in sizes]
-    for i, j in shuffled(features, len(sizes), per_eval):
+    for i, j in shuffled(features, len(sizes), per_eval, still):
         found[i][j] = shuffle(sizes[i])
     return found
 
@@ -101,13 +101,16 @@ def shuffle(rows: int) -> Tensor:
 
 
 def shuffled(
-    features: Features, inputs: int, per_eval: int, start: int = 0, stop: int | None = None
+    features: Features, inputs: int, per_eval: int, still: Tensor, start: int = 0, stop: int | None = None
 ) -> Iterator[tuple[int, int]]:
-    """(input, feature) in the order in which captum shuffles: so many features at once, then their inputs."""
-    held = [features.held_by(i).tolist() for i in range(inputs)]
+    """(input, feature) in the order in which captum shuffles: so many features at once, then their inputs.
+
+    still: features that are left as they are, bool [count].
+    """
+    held, stays = [features.held_by(i).tolist() for i in range(inputs)], still.tolist()
     stop = features.count if stop is None else stop
     for first in range(start, stop, per_eval):
-        group = range(first, min(first + per_eval, stop))
+        group = [j for j in range(first, min(first + per_eval, stop)) if not stays[j]]
         yield from ((i, j) for i in range(inputs) if any(held[i][k] for k in group) for j in group)
 
 

@@ -68,7 +68,9 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Ablate:
-    """Every feature alone replaced by its baseline."""
+    """Every feature alone replaced by its baseline; least: features of an input of fewer rows score zero."""
+
+    least: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +83,13 @@ class Slide:
 
 @dataclass(frozen=True, slots=True)
 class Permute:
-    """Every feature alone shuffled among the examples; function: a user's way to shuffle, (input, mask) -> rows."""
+    """Every feature alone shuffled among the examples.
+
+    function: a user's way to shuffle, (input, mask) -> rows. least: features of an input of fewer rows score zero.
+    """
 
     function: Callable[..., Any] | None = None
+    least: int = 2
 
 
 @dataclass(frozen=True, slots=True)
