@@ -128,6 +128,10 @@ def _open(job: Job, call: Call, game: Game) -> Opened:
         drawn = None
         sizes = [0 if x is None else len(x) for x in arguments.inputs]
         still = _still(game, points.least)
+        if still.any():
+            got = f"inputs: got an input of fewer than {points.least} rows"
+            text = f"{got}; its features cannot be shuffled among examples and score zero"
+            warnings.warn(text, UserWarning, stacklevel=2)
         if points.function is None:
             drawn = draw.shuffles(game.features, sizes, game.per_eval, still)
         else:
@@ -150,10 +154,6 @@ def _still(game: Game, least: int) -> Tensor:
     for i, x in enumerate(game.arguments.inputs):
         if x is not None and len(x) < least:
             still |= game.features.held_by(i).cpu()
-    if still.any():
-        got = f"inputs: got an input of fewer than {least} rows"
-        text = f"{got}; its features cannot be shuffled among examples and score zero"
-        warnings.warn(text, UserWarning, stacklevel=3)
     return still
 
 
