@@ -133,3 +133,21 @@ def test_its_lists_are_as_they_were() -> None:
     assert fusum.attr.FeatureAblation in captum_attr.LLMAttribution.SUPPORTED_METHODS
     fusum.unpatch()
     assert captum_attr.LLMAttribution.SUPPORTED_METHODS is before
+
+
+GRADIENTS: dict[str, dict[str, Any]] = {
+    "LayerIntegratedGradients": {},
+    "LayerGradientXActivation": {},
+    "LayerGradientShap": {"baselines": torch.tensor([[2, 3, 2, 3, 2]])},
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradient_methods_inside_it(name: str, patched: None) -> None:
+    model = Writer().eval()
+    method = captum_attr.LLMGradientAttribution(getattr(captum_attr, name)(model, model.words), Tokenizer())
+    text = captum_attr.TextTokenInput("a dog in the rain", Tokenizer())
+    found = method.attribute(text, "sings well", **GRADIENTS[name])
+    assert found.seq_attr.shape == (5,)
+    assert found.token_attr.shape == (2, 5)
+    assert found.token_attr.isfinite().all()

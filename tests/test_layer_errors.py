@@ -244,7 +244,7 @@ def test_a_target_outside_the_output(name: str) -> None:
         explain(name, model, "2", target=3)
 
 
-OF_INPUTS = ("LayerConductance", "InternalInfluence", "LayerGradientShap", *NEURON)
+OF_INPUTS = ("LayerConductance", "InternalInfluence", *NEURON)
 
 
 @pytest.mark.parametrize("name", OF_INPUTS)

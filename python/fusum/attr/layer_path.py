@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from ..plan.points import line
-from ..plan.spec import Call, Fold, Layer, Plan
+from ..plan.spec import Call, Fold, Layer, Plan, RandomLine
 from .base import LayerAttribution, attribution, built
 from .gradient import FromBaselines, GradientShap
 from .layer import LayerGradient, Tensors, at, site
@@ -79,11 +80,20 @@ class LayerGradientShap(_LayerPath):
     ) -> Call:
         """As ``GradientShap``, with scores in the form of what the layer holds; noise goes to the inputs.
 
+        Inputs may be token ids: then points lie, and noise goes, between what the layer holds at baselines and at them.
+
         Raises:
             ArgumentError: an argument does not fit, or the layer is not in the model or did not run.
         """
         given = (inputs, baselines, n_samples, stdevs, target, additional_forward_args, return_convergence_delta)
-        return at(built(GradientShap, self, *given), site(self.layer, attribute_to_layer_input))
+        call = built(GradientShap, self, *given)
+        if any(isinstance(x, Tensor) and not x.is_floating_point() for x in _items(inputs)):
+            call.plan = replace(call.plan, points=RandomLine(inside=True))
+        return at(call, site(self.layer, attribute_to_layer_input))
+
+
+def _items(inputs: Tensors) -> tuple[Tensor, ...]:
+    return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
 class _OnTheWay(LayerGradient):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..plan.arguments import Arguments, Baseline, as_baselines, promoted
-from ..plan.spec import Call, Line
+from ..plan.spec import Call, Line, RandomLine
 from .batch import Batch, Block, Tensors
 from .gradients import Unused
 from .memory import is_out_of_memory
@@ -67,7 +67,7 @@ def enter(job: Job, call: Call) -> Entered:
     """What a call from baselines to inputs becomes between the layers' values there."""
     site, arguments = job.stepper.site, job.arguments
     assert site is not None
-    assert isinstance(call.plan.points, Line)
+    assert isinstance(call.plan.points, (Line, RandomLine))
     wants_change = job.wants_delta and call.plan.noise is None
     prefix = site.prefix()
     end, start = _ends(job, site, wants_change, prefix)
@@ -116,21 +116,37 @@ def _arguments(arguments: Arguments, values: Sequence[Tensor | None]) -> Argumen
 def _ends(job: Job, site: Site, wants_numbers: bool, prefix: Prefix | None) -> tuple[Ends, Ends]:
     """What layers hold at inputs and at baselines: by one forward, where all rows fit in one and are known to be apart.
 
-    Baselines are one row where that stands against every example, and every example has the same target.
+    Baselines are one row where that stands against every example, and every example has the same target; all rows of
+    a distribution to draw from.
     """
     arguments, look = job.arguments, _Look(job, site, wants_numbers, prefix)
     examples, apart = arguments.examples, keeps_rows_apart(site.model.key)
     batch = Batch(arguments, examples, arguments.baselines)
-    shared = all(b is None or b.shared for b in arguments.baselines) and not batch.has_travelling_extra()
+    drawn = job.plan.noise is not None and job.plan.noise.draw_baselines
+    shared = not drawn and all(b is None or b.shared for b in arguments.baselines) and not batch.has_travelling_extra()
     rows = 1 if shared and apart and arguments.target.rows is None else examples
+    if drawn:
+        rows = _drawn_rows(batch)
     with torch.no_grad():
-        both = look.at_both(batch.block(0, examples), rows) if apart else None
+        both = look.at_both(batch.block(0, examples), rows) if apart and not drawn else None
         if both is not None:
             return both
         at_inputs = job.planning.pieces(Batch(arguments, examples, ()), 1, look.at_inputs)
         end = _joined([found for _, found in at_inputs])
         at_baselines = job.planning.pieces(Batch(arguments, rows, arguments.baselines), 1, look.at_baselines)
         return end, _joined([found for _, found in at_baselines])
+
+
+def _drawn_rows(batch: Batch) -> int:
+    """Rows of the distribution that baselines are drawn from; they have no additional arguments of their own."""
+    rows = {len(b.value) for b in batch.baselines if b is not None and b.value.dim()} or {1}
+    if len(rows) > 1:
+        raise ArgumentError(f"baselines: got {sorted(rows)} rows; expected as many for each input, whose layer is one")
+    (count,) = rows
+    if count != batch.examples and batch.has_travelling_extra():
+        got = f"got {count} rows for {batch.examples} examples with additional_forward_args of their own"
+        raise ArgumentError(f"baselines: {got}; expected a row for each, as arguments go with them")
+    return count
 
 
 class _Look:
