@@ -25,6 +25,8 @@ def _perceptron() -> Iterator[Sample]:
         for (kind, column), (compared, reference) in product(columns.items(), references.items()):
             name = f"{str(dtype)[6:]}, {rows} rows of {outputs}, {kind}, references: {compared}"
             yield Sample("perceptron", name, (points[0], reference, weights, biases, names, column, 1e-10))
+        name = f"{str(dtype)[6:]}, {rows} rows of {outputs}"
+        yield Sample("perceptron_outputs", name, (points[0], weights, biases, names))
 
 
 def _quarters(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -94,15 +96,23 @@ def network_by_hand(
     return stack(found, points), *(torch.tensor(each, dtype=torch.float64) for each in (reached, ends))
 
 
+def outputs_by_hand(points: Tensor, weights: list[Tensor], biases: list[Tensor], names: list[str]) -> Tensor:
+    rows = [_layers_by_hand(row, weights, biases, names)[-1] for row in points]
+    return torch.tensor(rows, dtype=torch.float64).view(len(rows), len(weights[-1]))
+
+
+BY_HAND: dict[str, Callable[..., Any]] = {"perceptron": network_by_hand, "perceptron_outputs": outputs_by_hand}
 NETWORKS = tuple(_perceptron())
 _WEIGHTS, _BIASES = [torch.randn(50, 30), torch.randn(2, 50)], [torch.randn(50), torch.randn(2)]
-LARGE_NETWORK = Sample(
-    "perceptron",
-    "large",
-    (torch.randn(999, 30), torch.randn(1, 30), _WEIGHTS, _BIASES, ["relu", "sigmoid"], torch.tensor([1]), 1e-10),
+_NETWORK = _WEIGHTS, _BIASES, ["relu", "sigmoid"]
+LARGE_NETWORKS = (
+    Sample("perceptron", "large", (torch.randn(999, 30), torch.randn(1, 30), *_NETWORK, torch.tensor([1]), 1e-10)),
+    Sample("perceptron_outputs", "large", (torch.randn(999, 30), *_NETWORK)),
 )
 X, INDEX, ONE = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
 REFUSED_NETWORKS: list[tuple[str, str, tuple[Any, ...]]] = [
+    ("perceptron_outputs", "points", (X.half(), [X], [X[:, 0]], ["relu"])),
+    ("perceptron_outputs", "activations", (X, [X], [X[:, 0]], ["step"])),
     ("perceptron", "points", (X.half(), None, [X], [X[:, 0]], ["relu"], ONE, 0.0)),
     ("perceptron", "points", (X[None], None, [X], [X[:, 0]], ["relu"], ONE, 0.0)),
     ("perceptron", "references", (X, X[:2], [X], [X[:, 0]], ["relu"], ONE, 0.0)),

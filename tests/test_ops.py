@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 import fusum
+import network_samples as networks
 import ops_samples
 from fusum import ops
 from fusum.ops import library, reference
-from network_samples import LARGE_NETWORK, NETWORKS, OUTSIDE_NETWORKS, REFUSED_NETWORKS, network_by_hand
 from ops_samples import Sample
 
-SAMPLES = (*ops_samples.SAMPLES, *NETWORKS)
-BY_HAND = {**ops_samples.BY_HAND, "perceptron": network_by_hand}
+SAMPLES = (*ops_samples.SAMPLES, *networks.NETWORKS)
+BY_HAND = {**ops_samples.BY_HAND, **networks.BY_HAND}
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 NAMES = sorted(reference.BODIES)
@@ -135,7 +135,7 @@ LARGE = (
         "large",
         (torch.rand(40, 99, 20) < 0.5, torch.randn(40, 99).double(), torch.rand(40, 99).double(), 0.01, 1e-4, 1000),
     ),
-    LARGE_NETWORK,
+    *networks.LARGE_NETWORKS,
 )
 
 
@@ -278,7 +278,7 @@ X, ROW, NODES = torch.zeros(4, 3), torch.zeros(1, 3), torch.zeros(2).double()
 INDEX = torch.zeros(4, dtype=torch.int64)
 FEATURES, MEMBERS = torch.zeros(1, 3).int(), torch.ones(2, 5, dtype=torch.bool)
 REFUSED: list[tuple[str, str, tuple[Any, ...]]] = [
-    *REFUSED_NETWORKS,
+    *networks.REFUSED_NETWORKS,
     ("path_points", "inputs", (torch.zeros(4, 3, dtype=torch.int64), ROW, None, NODES)),
     ("path_points", "inputs", (torch.tensor(1.0), ROW, None, NODES)),
     ("path_points", "baselines", (X, torch.zeros(2, 3), None, NODES)),
@@ -358,7 +358,7 @@ def test_bad_arguments_are_named(op: str, name: str, arguments: tuple[Any, ...],
 
 
 OUTSIDE: list[tuple[str, str, tuple[Any, ...]]] = [
-    *OUTSIDE_NETWORKS,
+    *networks.OUTSIDE_NETWORKS,
     ("path_points", "index", (X, ROW, INDEX + 1, NODES)),
     ("coalition_rows", "index", (X, ROW, INDEX + 1, FEATURES, MEMBERS, INDEX, INDEX)),
     ("coalition_rows", "features", (X, ROW, None, FEATURES + 5, MEMBERS, INDEX, INDEX)),

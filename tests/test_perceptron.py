@@ -264,3 +264,29 @@ def test_nothing_keeps_a_model_alive() -> None:
         del file
         gc.collect()
         assert gone() is None, form
+
+
+FORWARD_ONLY: dict[str, Callable[[Any], Any]] = {
+    "FeatureAblation": lambda model: fusum.attr.FeatureAblation(model).attribute(X, target=[0, 2, 1, 1, 0]),
+    "all outputs": lambda model: fusum.attr.FeatureAblation(model).attribute(X),
+    "one at a time": lambda model: fusum.attr.Occlusion(model).attribute(X[:1], (2,), target=-1),
+    "ShapleyValues": lambda model: fusum.attr.ShapleyValues(model).attribute(X, X.flip(0), target=1),
+    "ShapleyValueSampling": lambda model: fusum.attr.ShapleyValueSampling(model).attribute(X, target=1, n_samples=4),
+    "FeaturePermutation": lambda model: fusum.attr.FeaturePermutation(model).attribute(X, target=1),
+    "KernelShap": lambda model: fusum.attr.KernelShap(model).attribute(X, target=1, n_samples=20),
+    "Lime": lambda model: fusum.attr.Lime(model).attribute(X, target=1, n_samples=20),
+}
+
+
+@pytest.mark.parametrize("form", ["eager", "loaded", "exported_static_program"])
+@pytest.mark.parametrize("method", FORWARD_ONLY)
+def test_methods_without_gradients(method: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, of = made(deep), FORWARD_ONLY[method]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        file = FORMATS[form](Subject(module, (X,)))
+    expected = seeded(of, Around(module))
+    rows, op = list[int](), ops.perceptron_outputs
+    monkeypatch.setattr(ops, "perceptron_outputs", lambda x, *rest: (rows.append(len(x)), op(x, *rest))[1])
+    assert_same(seeded(of, file), expected, rtol=1e-9, atol=1e-11)
+    assert rows

@@ -21,6 +21,7 @@ from ..settings import Settings
 from .batch import Tensors
 from .memory import is_out_of_memory
 from .model import Model, check_rows, couples_rows, keeps_rows_apart
+from .perceptron import forward_only
 from .planning import Planning
 from .repeats import Repeats, distinct, pairs
 
@@ -45,7 +46,8 @@ class Game:
         shuffles: bool = False,
     ) -> None:
         self.features, self.examples = features, arguments.examples
-        self._plan, self._model, self.arguments, self._settings = plan, model, arguments, settings
+        self._plan, self._model = plan, forward_only(model, arguments)
+        self.arguments, self._settings = arguments, settings
         self.per_eval, self._shuffles = per_eval, shuffles
 
     # The model's output.

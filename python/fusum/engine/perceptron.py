@@ -23,6 +23,7 @@ from ..plan.spec import PERTURBING, PLAIN, Plan, Rescale
 from ..plan.target import Target
 from ..rules.turn import is_ruled
 from .graph import inline
+from .model import Model
 
 _jit: Any = torch._C  # not all of it is in the stubs
 _PLAIN = (Tensor, nn.Parameter)
@@ -82,6 +83,12 @@ class Perceptron:
             found, reached, ends = ops.perceptron(flat, other, *network, columns, eps)
         return found.view(rows.shape), reached, ends
 
+    def outputs_of(self, rows: Tensor) -> Tensor:
+        """What it returns for rows."""
+        with torch.no_grad():
+            flat = rows.reshape(len(rows), -1)
+            return ops.perceptron_outputs(flat, self.weights, self.biases, self.activations)
+
 
 @lru_cache(1024)
 def _column(index: int) -> Tensor:
@@ -96,6 +103,13 @@ def explained(model: Any, plan: Plan, arguments: Arguments) -> Perceptron | None
     found = perceptron(model)
     known = found is not None and found.takes(arguments.inputs[0]) and found.explains(arguments.target)
     return found if known else None
+
+
+def forward_only(model: Model, arguments: Arguments) -> Model:
+    """The same model, in one operator if it is a perceptron."""
+    inputs = arguments.inputs
+    found = None if arguments.extra or len(inputs) > 1 else perceptron(model.call)
+    return model if found is None or not found.takes(inputs[0]) else model.only(found.outputs_of, "perceptron")
 
 
 def perceptron(model: Any) -> Perceptron | None:

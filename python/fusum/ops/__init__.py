@@ -30,6 +30,7 @@ __all__ = [
     "path_points",
     "path_sum",
     "perceptron",
+    "perceptron_outputs",
     "random_points",
     "rescale",
     "times_change",
@@ -55,6 +56,8 @@ _perceptron: Callable[
     tuple[Tensor, Tensor, Tensor],
 ]
 _perceptron = _fused.perceptron.default
+_perceptron_outputs: Callable[[Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[str]], Tensor]
+_perceptron_outputs = _fused.perceptron_outputs.default
 _lasso: Callable[[Tensor, Tensor, Tensor, float, float, int], tuple[Tensor, Tensor]] = _fused.lasso.default
 
 
@@ -292,3 +295,12 @@ def perceptron(
     if current().backend == "reference":
         return reference.perceptron(points, references, weights, biases, activations, columns, eps)
     return _perceptron(points, references, weights, biases, activations, columns, eps)
+
+
+def perceptron_outputs(
+    points: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activations: Sequence[str]
+) -> Tensor:
+    """All outputs of a multilayer perceptron, ``[R, C]`` at ``[R, F]`` points; arguments as of ``perceptron``."""
+    if current().backend == "reference":
+        return reference.perceptron_outputs(points, weights, biases, activations)
+    return _perceptron_outputs(points, weights, biases, activations)

@@ -58,10 +58,21 @@ class Layers:
         return gradient
 
 
-def check(points: Tensor, layers: Sequence[tuple[Tensor, Tensor, str]], fail: Callable[..., Any]) -> None:
-    """Call fail for what does not fit what comes before."""
+def checked(
+    points: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activations: Sequence[str],
+    fail: Callable[[str, Tensor, str], None],
+) -> Layers:
+    """The layers, after calling fail for what does not fit what comes before."""
+    if points.dim() != 2:
+        fail("points", points, "two dimensions")
+    if not weights or not len(weights) == len(biases) == len(activations):
+        counts = f"{len(weights)} with {len(biases)} biases and {len(activations)} activations"
+        raise ArgumentError(f"weights: got {counts}; expected as many of each, at least one")
     width = points.shape[1]
-    for weight, bias, activation in layers:
+    for weight, bias, activation in zip(weights, biases, activations, strict=True):
         if weight.dim() != 2 or weight.shape[1] != width or weight.dtype != points.dtype:
             fail("weights", weight, f"a matrix of {width} columns, as points")
         width = weight.shape[0]
@@ -69,6 +80,7 @@ def check(points: Tensor, layers: Sequence[tuple[Tensor, Tensor, str]], fail: Ca
             fail("biases", bias, f"{width} numbers, as points")
         if activation not in ACTIVATIONS:
             raise ArgumentError(f"activations: got {activation}; expected some of {list(ACTIVATIONS)}")
+    return Layers(weights, biases, [ACTIVATIONS[name] for name in activations])
 
 
 def run(

@@ -186,21 +186,21 @@ def perceptron(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients or multipliers of one output at each point, the outputs, and those of the references."""
-    _check_dtype("points", points, torch.float64, torch.float32)
-    if points.dim() != 2:
-        _fail("points", points, "two dimensions")
-    if not weights or not len(weights) == len(biases) == len(activations):
-        counts = f"{len(weights)} with {len(biases)} biases and {len(activations)} activations"
-        raise ArgumentError(f"weights: got {counts}; expected as many of each, at least one")
-    network.check(points, list(zip(weights, biases, activations, strict=True)), _fail)
+    layers = _layers(points, weights, biases, activations)
     rows = points.shape[0]
     if references is not None:
         _check_dtype("references", references, points.dtype)
         if references.dim() != 2 or references.shape[0] not in (1, rows) or references.shape[1] != points.shape[1]:
             _fail("references", references, f"a row, or one for each of {list(points.shape)}")
     _check_index("columns", columns, 1 if columns.shape == (1,) else rows, weights[-1].shape[0], points)
-    layers = network.Layers(weights, biases, [network.ACTIVATIONS[name] for name in activations])
     return network.run(points, references, layers, columns, eps, rescale)
+
+
+def perceptron_outputs(
+    points: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activations: Sequence[str]
+) -> Tensor:
+    """What the last layer returns."""
+    return _layers(points, weights, biases, activations).forward(points)[-1][1].clone()
 
 
 _ALL = (
@@ -215,6 +215,7 @@ _ALL = (
     draw_coalitions,
     lasso,
     perceptron,
+    perceptron_outputs,
 )
 BODIES: dict[str, Callable[..., Any]] = {body.__name__: body for body in _ALL}
 
@@ -367,6 +368,13 @@ def _check_nodes(name: str, nodes: Tensor, leader: Tensor) -> None:
     _check_dtype(name, nodes, torch.float64)
     if nodes.device.type != "cpu":
         _check_device(name, nodes, leader)
+
+
+def _layers(
+    points: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activations: Sequence[str]
+) -> network.Layers:
+    _check_dtype("points", points, torch.float64, torch.float32)
+    return network.checked(points, weights, biases, activations, _fail)
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], leader: Tensor) -> None:

@@ -1,0 +1,145 @@
+// Linear layers with an activation behind each, for the ops on perceptrons: rows go through them in blocks.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "ops/checks.h"
+
+namespace fusum::cpu {
+
+using at::Tensor;
+
+// Activations of a block stay in a core's cache, but a block has rows enough to be worth reading all weights for.
+constexpr int64_t kCacheBytes = 1 << 19;
+constexpr int64_t kLeastRows = 64;
+
+enum class Activation { kNone, kRelu, kTanh, kSigmoid, kSilu, kGelu };
+
+inline Activation activation_of(const std::string& name) {
+  static const std::vector<std::string> names = {"none", "relu", "tanh", "sigmoid", "silu", "gelu"};
+  const auto found = std::find(names.begin(), names.end(), name);
+  TORCH_CHECK_VALUE(found != names.end(), "activations: got ", name, "; expected some of ", names);
+  return static_cast<Activation>(found - names.begin());
+}
+
+inline Tensor activate(Activation activation, const Tensor& x) {
+  switch (activation) {
+    case Activation::kRelu:
+      return at::relu(x);
+    case Activation::kTanh:
+      return at::tanh(x);
+    case Activation::kSigmoid:
+      return at::sigmoid(x);
+    case Activation::kSilu:
+      return at::silu(x);
+    case Activation::kGelu:
+      return at::gelu(x);
+    default:
+      return x;
+  }
+}
+
+// gradient times the slope at x, where the activation is y.
+inline Tensor back(Activation activation, const Tensor& gradient, const Tensor& x, const Tensor& y) {
+  switch (activation) {
+    case Activation::kRelu:
+      return at::threshold_backward(gradient, y, 0);
+    case Activation::kTanh:
+      return at::tanh_backward(gradient, y);
+    case Activation::kSigmoid:
+      return at::sigmoid_backward(gradient, y);
+    case Activation::kSilu:
+      return at::silu_backward(gradient, x);
+    case Activation::kGelu:
+      return at::gelu_backward(gradient, x);
+    default:
+      return gradient;
+  }
+}
+
+// What a linear layer returns, and its activation.
+struct Values {
+  Tensor x;
+  Tensor y;
+};
+
+struct Layer {
+  Tensor weight;
+  Tensor bias;
+  Activation activation;
+
+  Values operator()(const Tensor& input) const {
+    const Tensor x = at::addmm(bias, input, weight.t());
+    return {x, activate(activation, x)};
+  }
+};
+
+struct Layers {
+  Layers(const Tensor& points, at::TensorList weights, at::TensorList biases, const c10::List<std::string>& activations)
+      : points(points), rows(points.dim() ? points.size(0) : 0) {
+    check_dtype("points", points, at::kDouble, at::kFloat);
+    FUSUM_CHECK(points.dim() == 2, "points", points, "two dimensions");
+    TORCH_CHECK_VALUE(!weights.empty() && weights.size() == biases.size() && weights.size() == activations.size(),
+                      "weights: got ", weights.size(), " with ", biases.size(), " biases and ", activations.size(),
+                      " activations; expected as many of each, at least one");
+    int64_t width = points.size(1);
+    for (size_t i = 0; i < weights.size(); ++i) {
+      const Tensor& weight = weights[i];
+      FUSUM_CHECK(weight.dim() == 2 && weight.size(1) == width, "weights", weight, "a matrix of ", width, " columns");
+      check_dtype("weights", weight, points.scalar_type(), points.scalar_type());
+      check_device("weights", weight, points);
+      width = weight.size(0);
+      FUSUM_CHECK(biases[i].dim() == 1 && biases[i].size(0) == width, "biases", biases[i], width, " numbers");
+      check_dtype("biases", biases[i], points.scalar_type(), points.scalar_type());
+      all.push_back({weight.detach(), biases[i].detach(), activation_of(activations.get(i))});
+    }
+  }
+
+  int64_t outputs() const { return all.back().weight.size(0); }
+
+  std::vector<Values> forward(const Tensor& from) const {
+    std::vector<Values> found;
+    for (const Layer& layer : all) {
+      found.push_back(layer(found.empty() ? from : found.back().y));
+    }
+    return found;
+  }
+
+  // Calls body(start, count) for blocks of rows.
+  template <class Body>
+  void for_blocks_of_rows(const Body& body) const {
+    const int64_t count = blocks();
+    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      const at::AutoDispatchBelowADInplaceOrView below_autograd;
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t start = block * rows / count;
+        body(start, (block + 1) * rows / count - start);
+      }
+    });
+  }
+
+  const Tensor points;
+  const int64_t rows;
+  std::vector<Layer> all;
+
+ private:
+  // Not by how many threads there are, which would change the rounding.
+  int64_t blocks() const {
+    if (rows < 2 * kLeastRows) {
+      return rows > 0;
+    }
+    int64_t width = points.size(1);
+    for (const Layer& layer : all) {
+      width += 2 * layer.weight.size(0);
+    }
+    const int64_t fitting = kCacheBytes / (width * static_cast<int64_t>(points.element_size()));
+    return 2 * std::max<int64_t>(1, rows / (2 * std::max(kLeastRows, fitting)));
+  }
+};
+
+}  // namespace fusum::cpu
