@@ -99,6 +99,17 @@ def test_ways_to_name_the_same_neuron(name: str, selector: Any, same: Any) -> No
     assert_same(found, HIDDEN.case(name, neuron_selector=same).attribute(fusum.attr))
 
 
+@pytest.mark.parametrize("name", sorted({*NEURON} - {"NeuronConductance", "NeuronFeatureAblation"}))
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_one_number_for_the_whole_batch(name: str, shape: tuple[int, ...]) -> None:
+    """The gradients of what examples add up to are their own, however the batch is cut."""
+    expected = HIDDEN.case(name, neuron_selector=3).attribute(fusum.attr)
+    case = HIDDEN.case(name, neuron_selector=lambda held: held[:, 3].sum().reshape(shape))
+    assert_same(case.attribute(fusum.attr), expected)
+    with fusum.config(max_rows=2):
+        assert_same(case.attribute(fusum.attr), expected)
+
+
 def test_slices_add_neurons_up() -> None:
     places = list(product((0, 2), (1,), (3, 4, 5)))
     found = MAPS.case("NeuronGradient", neuron_selector=(slice(0, 3, 2), 1, slice(3, 6))).attribute(fusum.attr)

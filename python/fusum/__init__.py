@@ -1,10 +1,20 @@
 """Explains PyTorch models: the classes of ``captum.attr`` from fused kernels, on models of any format."""
 
 from . import attr
-from .errors import ArgumentError, ArgumentTypeError, StrictError, TargetError
+from .errors import ArgumentError, ArgumentTypeError, NoGradientError, StrictError, TargetError
 from .patch import patch, unpatch
 from .settings import config
 
 __version__ = "0.1.0"
 
-__all__ = ["ArgumentError", "ArgumentTypeError", "StrictError", "TargetError", "attr", "config", "patch", "unpatch"]
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "NoGradientError",
+    "StrictError",
+    "TargetError",
+    "attr",
+    "config",
+    "patch",
+    "unpatch",
+]
