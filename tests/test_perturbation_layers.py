@@ -269,7 +269,8 @@ def test_what_is_no_layer(row: Case, layer: Any) -> None:
 def test_one_number_for_the_whole_batch() -> None:
     model = subject("mlp").module
     summed = lambda held: held[:, 3].sum()  # noqa: E731
-    expected = fusum.attr.FeatureAblation(lambda x: summed(model[0](x)).reshape(1)).attribute(X)
+    NeuronFeatureAblation(model, "0").attribute(X, first_summed)  # finds that this one keeps rows apart
+    expected = fusum.attr.FeatureAblation(lambda x: summed(model[0](x))).attribute(X)
     assert_same(NeuronFeatureAblation(model, "0").attribute(X, summed), expected)
 
 
