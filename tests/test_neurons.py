@@ -110,6 +110,21 @@ def test_one_number_for_the_whole_batch(name: str, shape: tuple[int, ...]) -> No
         assert_same(case.attribute(fusum.attr), expected)
 
 
+def test_conductance_of_one_number_for_the_batch() -> None:
+    """It weighs each example's gradients by its own number."""
+    with pytest.raises(fusum.ArgumentError, match=r"^neuron_selector: .*expected one number for each of"):
+        HIDDEN.case("NeuronConductance", neuron_selector=lambda held: held.sum()).attribute(fusum.attr)
+
+
+@pytest.mark.parametrize("selector", [8, -9, (8,), (0, 0)])
+@pytest.mark.parametrize("name", NEURON)
+def test_a_neuron_out_of_range(name: str, selector: Any) -> None:
+    """An IndexError, too, as torch's own."""
+    with pytest.raises(fusum.TargetError, match=r"^neuron_selector: .*expected") as caught:
+        HIDDEN.case(name, neuron_selector=selector).attribute(fusum.attr)
+    assert isinstance(caught.value, IndexError)
+
+
 def test_slices_add_neurons_up() -> None:
     places = list(product((0, 2), (1,), (3, 4, 5)))
     found = MAPS.case("NeuronGradient", neuron_selector=(slice(0, 3, 2), 1, slice(3, 6))).attribute(fusum.attr)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from ..plan.points import line
-from ..plan.spec import Call, Fold, Layer, Plan
+from ..plan.spec import Call, Fold, Layer, Plan, RandomLine
 from .base import LayerAttribution, attribution, built
 from .gradient import FromBaselines, GradientShap
 from .layer import LayerGradient, Tensors, at, site
@@ -79,11 +80,17 @@ class LayerGradientShap(_LayerPath):
     ) -> Call:
         """As ``GradientShap``, with scores in the form of what the layer holds; noise goes to the inputs.
 
+        Where inputs are integers, such as token ids, points and noise are of what the layer holds.
+
         Raises:
             ArgumentError: an argument does not fit, or the layer is not in the model or did not run.
         """
         given = (inputs, baselines, n_samples, stdevs, target, additional_forward_args, return_convergence_delta)
-        return at(built(GradientShap, self, *given), site(self.layer, attribute_to_layer_input))
+        call = at(built(GradientShap, self, *given), site(self.layer, attribute_to_layer_input))
+        items = inputs if isinstance(inputs, tuple) else (inputs,)
+        if any(isinstance(x, Tensor) and not x.is_floating_point() for x in items):
+            call.plan = replace(call.plan, points=RandomLine(inside=True))
+        return call
 
 
 class _OnTheWay(LayerGradient):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..plan.arguments import Arguments, Baseline, as_baselines, promoted
-from ..plan.spec import Call, Line
+from ..plan.spec import Call, Line, RandomLine
 from .batch import Batch, Block, Tensors
 from .gradients import Unused
 from .memory import is_out_of_memory
@@ -67,7 +67,7 @@ def enter(job: Job, call: Call) -> Entered:
     """What a call from baselines to inputs becomes between the layers' values there."""
     site, arguments = job.stepper.site, job.arguments
     assert site is not None
-    assert isinstance(call.plan.points, Line)
+    assert isinstance(call.plan.points, (Line, RandomLine))
     wants_change = job.wants_delta and call.plan.noise is None
     prefix = site.prefix()
     end, start = _ends(job, site, wants_change, prefix)
@@ -116,21 +116,33 @@ def _arguments(arguments: Arguments, values: Sequence[Tensor | None]) -> Argumen
 def _ends(job: Job, site: Site, wants_numbers: bool, prefix: Prefix | None) -> tuple[Ends, Ends]:
     """What layers hold at inputs and at baselines: by one forward, where all rows fit in one and are known to be apart.
 
-    Baselines are one row where that stands against every example, and every example has the same target.
+    Baselines are one row where that stands against every example, and every example has the same target; where copies
+    of examples draw theirs, all of them.
     """
     arguments, look = job.arguments, _Look(job, site, wants_numbers, prefix)
     examples, apart = arguments.examples, keeps_rows_apart(site.model.key)
     batch = Batch(arguments, examples, arguments.baselines)
     shared = all(b is None or b.shared for b in arguments.baselines) and not batch.has_travelling_extra()
     rows = 1 if shared and apart and arguments.target.rows is None else examples
+    if job.plan.noise is not None and job.plan.noise.draw_baselines and not shared:
+        rows = _distribution(batch)
     with torch.no_grad():
-        both = look.at_both(batch.block(0, examples), rows) if apart else None
+        both = look.at_both(batch.block(0, examples), rows) if apart and rows in (1, examples) else None
         if both is not None:
             return both
         at_inputs = job.planning.pieces(Batch(arguments, examples, ()), 1, look.at_inputs)
         end = _joined([found for _, found in at_inputs])
         at_baselines = job.planning.pieces(Batch(arguments, rows, arguments.baselines), 1, look.at_baselines)
         return end, _joined([found for _, found in at_baselines])
+
+
+def _distribution(batch: Batch) -> int:
+    """How many baselines there are to draw from; an example's own arguments cannot go with other numbers of them."""
+    counts = {len(b.value) for b in batch.baselines if b is not None and not b.shared} or {1}
+    if len(counts) > 1 or (batch.examples > 1 and counts != {batch.examples} and batch.has_travelling_extra()):
+        got = f"rows {sorted(counts)} to draw from, for what a layer holds at them"
+        raise ArgumentError(f"baselines: got {got}; expected as many of each, and no argument of each example's own")
+    return counts.pop()
 
 
 class _Look:

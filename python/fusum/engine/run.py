@@ -45,7 +45,7 @@ def run(call: Call) -> Any:
         job = Job(call, arguments, settings)
         if isinstance(call.plan.points, PERTURBING):
             return perturb(job, call)
-        if isinstance(call.plan.points, Line) and call.plan.points.inside:
+        if isinstance(call.plan.points, (Line, RandomLine)) and call.plan.points.inside:
             return _inside(job, call, settings)
         scores, delta = job.scores()
         result = job.build(scores)

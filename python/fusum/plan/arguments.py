@@ -104,7 +104,7 @@ def _may_be_integers(plan: Plan) -> bool:
         return True
     if plan.where is None:
         return plan.rule.function is not None and isinstance(points, Once)
-    inside = isinstance(points, Line) and points.inside
+    inside = isinstance(points, (Line, RandomLine)) and points.inside
     between = isinstance(points, (Line, RandomLine)) and not inside
     return not between and (plan.noise is None or inside) and not (isinstance(plan.fold, Cam) and plan.fold.guided)
 
