@@ -380,18 +380,3 @@ def test_float_inputs_beside_ids() -> None:
         change = (model(WORDS, weights) - model(0 * WORDS, weights))[:, 1]
     assert_complete(scores, change, 1e-5)
     assert delta.abs().max() < 1e-5
-
-
-@pytest.mark.parametrize("form", ["eager", "scripted"])
-def test_gradient_shap_goes_between_what_the_layer_holds(form: str) -> None:
-    """Its mean is that of integrated gradients from each row of the distribution."""
-    model, layer = (MODEL, MODEL.words) if form == "eager" else (torch.jit.script(MODEL), "words")
-    drawn = (tokens(2, 6, seed=5), tokens(2, 6, most=3, seed=6))
-    seed()
-    method = fusum.attr.LayerGradientShap(model, layer)
-    scores, delta = method.attribute((WORDS, KINDS), drawn, n_samples=3000, target=1, return_convergence_delta=True)
-    path = LayerIntegratedGradients(MODEL, MODEL.words)
-    starts = [tuple(d[i : i + 1] for d in drawn) for i in range(2)]
-    expected = sum(path.attribute((WORDS, KINDS), start, target=1) for start in starts) / 2
-    assert_same(scores, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
-    assert delta.shape == (len(WORDS) * 3000,)

@@ -172,7 +172,8 @@ def test_a_target_outside_the_output(case: Case, target: Any) -> None:
     model = Recorder(subject("mlp").module)
     with pytest.raises(TargetError, match=r"^target: got .*expected") as caught:
         case.attribute(fusum.attr, model, target=target)
-    assert isinstance(caught.value, (AssertionError, IndexError))
+    # captum's own check, torch's index, torch's gather.
+    assert all(isinstance(caught.value, kind) for kind in (AssertionError, IndexError, RuntimeError))
     assert len(model.rows) == 1
 
 

@@ -349,3 +349,33 @@ def test_a_thread_that_is_inside_the_layer_while_another_ends_its_call(of_input:
         fusum.attr.LayerActivation(model, model[1]).attribute(x, attribute_to_layer_input=of_input)
         done.set()
         assert_same(other.result(), expected)
+
+
+# Token ids.
+
+TEXT = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 2)).eval()  # linear in what the embedding holds
+IDS, BLANKS = torch.arange(15).view(3, 5) % 9, torch.arange(35).view(7, 5) % 8
+DRAWING: dict[str, Callable[[Any], Any]] = {
+    "LayerGradientShap": lambda own: fusum.attr.LayerGradientShap(TEXT, TEXT[0]).attribute(IDS, n_samples=2000, **own),
+    "NoiseTunnel": lambda own: fusum.attr.NoiseTunnel(fusum.attr.LayerIntegratedGradients(TEXT, TEXT[0])).attribute(
+        IDS, nt_samples=2000, stdevs=0.0, draw_baseline_from_distrib=True, n_steps=2, **own
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_ids_against_ids_that_are_drawn(name: str) -> None:
+    """The points lie between embeddings; in the mean an element has its weight times the change from theirs."""
+    seed()
+    own = {"baselines": BLANKS, "target": 1, "return_convergence_delta": True}
+    scores, delta = DRAWING[name](own)
+    change = TEXT[0](IDS) - TEXT[0](BLANKS).mean(0)
+    assert delta.shape == (3 * 2000,)
+    assert delta.abs().max() < 1e-5
+    assert torch.allclose(scores, (change * TEXT[2].weight[1].view(5, 4)).detach(), atol=0.03)
+
+
+def test_ids_that_are_drawn_have_no_arguments_of_examples() -> None:
+    method = fusum.attr.LayerGradientShap(lambda ids, scale: TEXT(ids) * scale, TEXT[0])
+    with pytest.raises(fusum.ArgumentError, match=r"^baselines: .*expected"):
+        method.attribute(IDS, BLANKS, target=1, additional_forward_args=torch.ones(3, 1))

@@ -99,6 +99,32 @@ def test_ways_to_name_the_same_neuron(name: str, selector: Any, same: Any) -> No
     assert_same(found, HIDDEN.case(name, neuron_selector=same).attribute(fusum.attr))
 
 
+@pytest.mark.parametrize("name", sorted({*NEURON} - {"NeuronConductance", "NeuronFeatureAblation"}))
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_one_number_for_the_whole_batch(name: str, shape: tuple[int, ...]) -> None:
+    """The gradients of what examples add up to are their own, however the batch is cut."""
+    expected = HIDDEN.case(name, neuron_selector=3).attribute(fusum.attr)
+    case = HIDDEN.case(name, neuron_selector=lambda held: held[:, 3].sum().reshape(shape))
+    assert_same(case.attribute(fusum.attr), expected)
+    with fusum.config(max_rows=2):
+        assert_same(case.attribute(fusum.attr), expected)
+
+
+def test_conductance_of_one_number_for_the_batch() -> None:
+    """It weighs each example's gradients by its own number."""
+    with pytest.raises(fusum.ArgumentError, match=r"^neuron_selector: .*expected one number for each of"):
+        HIDDEN.case("NeuronConductance", neuron_selector=lambda held: held.sum()).attribute(fusum.attr)
+
+
+@pytest.mark.parametrize("selector", [8, -9, (8,), (0, 0)])
+@pytest.mark.parametrize("name", NEURON)
+def test_a_neuron_out_of_range(name: str, selector: Any) -> None:
+    """An IndexError, too, as torch's own."""
+    with pytest.raises(fusum.TargetError, match=r"^neuron_selector: .*expected") as caught:
+        HIDDEN.case(name, neuron_selector=selector).attribute(fusum.attr)
+    assert isinstance(caught.value, IndexError)
+
+
 def test_slices_add_neurons_up() -> None:
     places = list(product((0, 2), (1,), (3, 4, 5)))
     found = MAPS.case("NeuronGradient", neuron_selector=(slice(0, 3, 2), 1, slice(3, 6))).attribute(fusum.attr)

@@ -266,6 +266,14 @@ def test_what_is_no_layer(row: Case, layer: Any) -> None:
     assert_refused(explain, "layer: ", model.rows, kind)
 
 
+def test_one_number_for_the_whole_batch() -> None:
+    model = subject("mlp").module
+    summed = lambda held: held[:, 3].sum()  # noqa: E731
+    NeuronFeatureAblation(model, "0").attribute(X, first_summed)  # finds that this one keeps rows apart
+    expected = fusum.attr.FeatureAblation(lambda x: summed(model[0](x))).attribute(X)
+    assert_same(NeuronFeatureAblation(model, "0").attribute(X, summed), expected)
+
+
 def test_what_is_no_neuron() -> None:
     with pytest.raises(ArgumentError, match=r"^neuron_selector: .*expected"):
         NeuronFeatureAblation(subject("mlp").module, "2").attribute(X, 99)

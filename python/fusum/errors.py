@@ -11,12 +11,12 @@ class ArgumentTypeError(ArgumentError, TypeError):
     """An argument of the wrong type."""
 
 
-class TargetError(ArgumentError, IndexError):
-    """A target that does not fit the output of the model."""
+class TargetError(ArgumentError, IndexError, RuntimeError):
+    """A target outside the model's output, or a neuron outside its layer; torch's own error of it is one of these."""
 
 
-class UnusedError(ArgumentError, RuntimeError):
-    """The output does not depend on what it is to be explained by; also a RuntimeError, as autograd's own is."""
+class NoGradientError(ArgumentError, RuntimeError):
+    """The output does not depend on what is explained; also a RuntimeError, as autograd's own error is."""
 
 
 class StrictError(RuntimeError):

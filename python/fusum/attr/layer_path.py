@@ -80,20 +80,17 @@ class LayerGradientShap(_LayerPath):
     ) -> Call:
         """As ``GradientShap``, with scores in the form of what the layer holds; noise goes to the inputs.
 
-        Inputs may be token ids: then points lie, and noise goes, between what the layer holds at baselines and at them.
+        Where inputs are integers, such as token ids, points and noise are of what the layer holds.
 
         Raises:
             ArgumentError: an argument does not fit, or the layer is not in the model or did not run.
         """
         given = (inputs, baselines, n_samples, stdevs, target, additional_forward_args, return_convergence_delta)
-        call = built(GradientShap, self, *given)
-        if any(isinstance(x, Tensor) and not x.is_floating_point() for x in _items(inputs)):
+        call = at(built(GradientShap, self, *given), site(self.layer, attribute_to_layer_input))
+        items = inputs if isinstance(inputs, tuple) else (inputs,)
+        if any(isinstance(x, Tensor) and not x.is_floating_point() for x in items):
             call.plan = replace(call.plan, points=RandomLine(inside=True))
-        return at(call, site(self.layer, attribute_to_layer_input))
-
-
-def _items(inputs: Tensors) -> tuple[Tensor, ...]:
-    return inputs if isinstance(inputs, tuple) else (inputs,)
+        return call
 
 
 class _OnTheWay(LayerGradient):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..backward import run_backward
-from ..errors import ArgumentError, UnusedError
+from ..errors import ArgumentError, NoGradientError
 from ..plan.arguments import as_extra
 from ..plan.target import Target
 from .model import explained
@@ -78,7 +78,7 @@ def require_gradient(numbers: Tensor) -> None:
     if numbers.is_complex():
         raise ArgumentError(f"forward_func: returned {numbers.dtype}; expected real numbers")
     if not numbers.requires_grad:
-        raise UnusedError(
+        raise NoGradientError(
             "forward_func: its output carries no gradient; expected it to depend on inputs differentiably"
         )
 
@@ -89,7 +89,7 @@ def filled(
     """Gradients with zeros for tensors of no influence, if they may be."""
     if unused is None:
         if not [g for g in found if g is not None]:
-            raise UnusedError("forward_func: its output does not depend on any of inputs; expected it to")
+            raise NoGradientError("forward_func: its output does not depend on any of inputs; expected it to")
     elif not unused.any:
         start = 0
         for i, size in enumerate(unused.layers):
@@ -97,5 +97,7 @@ def filled(
             if not [g for g in found[start - size : start] if g is not None]:
                 which = f"layer {i + 1} of {len(unused.layers)}" if len(unused.layers) > 1 else "it"
                 hint = "grad_kwargs={'allow_unused': True} gives zeros where a method takes it"
-                raise UnusedError(f"layer: the output does not depend on what {which} holds; expected it to ({hint})")
+                raise NoGradientError(
+                    f"layer: the output does not depend on what {which} holds; expected it to ({hint})"
+                )
     return tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)])

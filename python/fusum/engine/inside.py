@@ -116,19 +116,18 @@ def _arguments(arguments: Arguments, values: Sequence[Tensor | None]) -> Argumen
 def _ends(job: Job, site: Site, wants_numbers: bool, prefix: Prefix | None) -> tuple[Ends, Ends]:
     """What layers hold at inputs and at baselines: by one forward, where all rows fit in one and are known to be apart.
 
-    Baselines are one row where that stands against every example, and every example has the same target; all rows of
-    a distribution to draw from.
+    Baselines are one row where that stands against every example, and every example has the same target; where copies
+    of examples draw theirs, all of them.
     """
     arguments, look = job.arguments, _Look(job, site, wants_numbers, prefix)
     examples, apart = arguments.examples, keeps_rows_apart(site.model.key)
     batch = Batch(arguments, examples, arguments.baselines)
-    drawn = job.plan.noise is not None and job.plan.noise.draw_baselines
-    shared = not drawn and all(b is None or b.shared for b in arguments.baselines) and not batch.has_travelling_extra()
+    shared = all(b is None or b.shared for b in arguments.baselines) and not batch.has_travelling_extra()
     rows = 1 if shared and apart and arguments.target.rows is None else examples
-    if drawn:
-        rows = _drawn_rows(batch)
+    if job.plan.noise is not None and job.plan.noise.draw_baselines and not shared:
+        rows = _distribution(batch)
     with torch.no_grad():
-        both = look.at_both(batch.block(0, examples), rows) if apart and not drawn else None
+        both = look.at_both(batch.block(0, examples), rows) if apart and rows in (1, examples) else None
         if both is not None:
             return both
         at_inputs = job.planning.pieces(Batch(arguments, examples, ()), 1, look.at_inputs)
@@ -137,16 +136,13 @@ def _ends(job: Job, site: Site, wants_numbers: bool, prefix: Prefix | None) -> t
         return end, _joined([found for _, found in at_baselines])
 
 
-def _drawn_rows(batch: Batch) -> int:
-    """Rows of the distribution that baselines are drawn from; they have no additional arguments of their own."""
-    rows = {len(b.value) for b in batch.baselines if b is not None and b.value.dim()} or {1}
-    if len(rows) > 1:
-        raise ArgumentError(f"baselines: got {sorted(rows)} rows; expected as many for each input, whose layer is one")
-    (count,) = rows
-    if count != batch.examples and batch.has_travelling_extra():
-        got = f"got {count} rows for {batch.examples} examples with additional_forward_args of their own"
-        raise ArgumentError(f"baselines: {got}; expected a row for each, as arguments go with them")
-    return count
+def _distribution(batch: Batch) -> int:
+    """How many baselines there are to draw from; an example's own arguments cannot go with other numbers of them."""
+    counts = {len(b.value) for b in batch.baselines if b is not None and not b.shared} or {1}
+    if len(counts) > 1 or (batch.examples > 1 and counts != {batch.examples} and batch.has_travelling_extra()):
+        got = f"rows {sorted(counts)} to draw from, for what a layer holds at them"
+        raise ArgumentError(f"baselines: got {got}; expected as many of each, and no argument of each example's own")
+    return counts.pop()
 
 
 class _Look:

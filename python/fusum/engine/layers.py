@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 from ..backward import run_backward
-from ..errors import ArgumentError, UnusedError
+from ..errors import ArgumentError, NoGradientError
 from ..plan.neuron import select
 from ..plan.spec import Cam, Fold, Neuron
 from ..rules.guided import guided
@@ -31,14 +31,18 @@ _MODES = {
 
 
 def neuron_model(site: Site, selector: Any) -> Model:
-    """The model up to a layer: its output is one neuron of each example, [rows]."""
+    """The model up to a layer: its output is one neuron of each example, [rows], or one number of the batch, [1].
+
+    Where gradients are taken the latter is the first of rows that add up to it.
+    """
 
     def numbers(*args: Any) -> Tensor:
         rows = next(len(a) for a in args if isinstance(a, Tensor) and a.dim())
         if is_ruled():
             site.acquaint(args)
         held = site.watch(args, rows, Mode.WATCH, stop=True)
-        return select(selector, last_call(held), rows)
+        found = select(selector, last_call(held), rows, may_be_one=True)
+        return found if len(found) == rows or not site.differentiable else pad(found, (0, rows - 1))
 
     model = site.model
     return model.only(numbers, (model.part, "neuron", selector if isinstance(selector, (int, str)) else None))
@@ -56,7 +60,7 @@ def conducted(neuron: Neuron, reached: Tensor, held: Held, leaves: Sequence[Tens
     last = held.raw[-len(held.form[0][-1]) :]
     explained = [t for t in last if t.requires_grad]
     if not explained:
-        raise UnusedError("layer: what it holds does not depend on inputs differentiably; expected it to")
+        raise NoGradientError("layer: what it holds does not depend on inputs differentiably; expected it to")
     found = iter(differentiate(reached, explained, unused=Unused((len(explained),), neuron.layer.may_be_unused)))
     outer = [next(found) if t.requires_grad else torch.zeros_like(t) for t in last]
     weights = select(neuron.selector, last_call(held, outer), held.rows)

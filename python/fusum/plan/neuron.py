@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import ArgumentError, ArgumentTypeError
+from ..errors import ArgumentError, ArgumentTypeError, TargetError
 from .spec import Layer, Neuron
 
 _EXPECTED = "expected an integer, a tuple of integers and slices, or a function"
@@ -36,8 +36,8 @@ def _is_index(part: Any) -> bool:
     return True
 
 
-def select(selector: Any, values: Sequence[Tensor], rows: int) -> Tensor:
-    """One number for each row of a layer's tensors [rows, ...]: [rows]."""
+def select(selector: Any, values: Sequence[Tensor], rows: int, may_be_one: bool = False) -> Tensor:
+    """One number for each row of a layer's tensors [rows, ...]: [rows]; one for all of them, if it may be: [1]."""
     if callable(selector):
         numbers = selector(tuple(values) if len(values) > 1 else values[0])
     elif len(values) > 1:
@@ -45,12 +45,12 @@ def select(selector: Any, values: Sequence[Tensor], rows: int) -> Tensor:
         raise ArgumentError(f"neuron_selector: {got}; expected a function of the tuple of them")
     else:
         numbers = _indexed(selector, values[0])
-    if not isinstance(numbers, Tensor) or numbers.numel() != rows:
+    if not isinstance(numbers, Tensor) or (numbers.numel() != rows and not (may_be_one and numbers.numel() == 1)):
         got = str(tuple(numbers.shape)) if isinstance(numbers, Tensor) else type(numbers).__name__
         shapes = ", ".join(str(tuple(v.shape)) for v in values)
         expected = f"expected one number for each of {rows} examples"
         raise ArgumentError(f"neuron_selector: picks {got} of a layer of shape {shapes}; {expected}")
-    return numbers.reshape(rows)
+    return numbers.flatten()
 
 
 def _indexed(selector: Any, value: Tensor) -> Tensor:
@@ -58,12 +58,12 @@ def _indexed(selector: Any, value: Tensor) -> Tensor:
     sizes = value.shape[1:]
     if len(parts) > len(sizes):
         shape = tuple(value.shape)
-        raise ArgumentError(
+        raise TargetError(
             f"neuron_selector: got {selector!r} for a layer of shape {shape}; expected at most {len(sizes)} indices"
         )
     for part, size in zip(parts, sizes, strict=False):
         if not isinstance(part, slice) and not -size <= part < size:
-            raise ArgumentError(
+            raise TargetError(
                 f"neuron_selector: got {part} in {selector!r} for a layer of shape {tuple(value.shape)}; "
                 f"expected {-size} to {size - 1}"
             )

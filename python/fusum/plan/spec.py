@@ -53,7 +53,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class RandomLine:
-    """One uniformly drawn point on each example's line from baseline to input; inside: as of `Line`."""
+    """One uniformly drawn point on each example's line from baseline to input; inside: as of Line."""
 
     inside: bool = False
 
