@@ -162,8 +162,11 @@ def test_lstm_inside_autocast() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return last(lstm(x)[0][:, -1]).float()
 
+    try:
+        with torch.no_grad():
+            change = model(x) - model(0 * x)
+    except RuntimeError as error:
+        pytest.skip(f"this processor runs no LSTM in bfloat16: {error}")
     scores, delta = DeepLift(model).attribute(x, target=1, return_convergence_delta=True)
     assert delta.abs().max() < 0.02
-    with torch.no_grad():
-        change = model(x) - model(0 * x)
     assert_same(scores.flatten(1).sum(1), change[:, 1], rtol=0, atol=0.02)
