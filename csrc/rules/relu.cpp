@@ -2,6 +2,7 @@
 #include <ATen/functorch/BatchedTensorImpl.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "ops/rescale.h"
 #include "rules/rules.h"
 
 namespace fusum::rules {
@@ -9,13 +10,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-at::Tensor rescale(const at::Tensor& gradients, const at::Tensor& x, const at::Tensor& x_ref, double eps) {
-  using Rescale = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
-                             const std::optional<at::Tensor>&, const std::optional<at::Tensor>&, double);
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("fusum::rescale", "").typed<Rescale>();
-  return op.call(gradients, x, x_ref, std::nullopt, std::nullopt, std::nullopt, eps);
-}
 
 // A tensor of a vmapped backward with its hidden dimension in front, of size 1 where it has none.
 at::Tensor opened(const at::Tensor& x) {
@@ -50,9 +44,9 @@ struct Rescale : torch::autograd::Function<Rescale> {
     const double eps = ctx->saved_data["eps"].toDouble();
     const auto* batched = at::functorch::maybeGetBatchedImpl(gradient);
     const at::Tensor found =
-        batched ? at::functorch::makeBatched(rescale(opened(gradient), opened(saved[0]), opened(ref), eps), 0,
+        batched ? at::functorch::makeBatched(call_rescale_relu(opened(gradient), opened(saved[0]), opened(ref), eps), 0,
                                              batched->level())
-                : rescale(gradient, saved[0], ref, eps);
+                : call_rescale_relu(gradient, saved[0], ref, eps);
     return {found, at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };

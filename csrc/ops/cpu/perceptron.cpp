@@ -1,20 +1,12 @@
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include <tuple>
 
 #include "ops/cpu/layers.h"
+#include "ops/rescale.h"
 
 namespace fusum::cpu {
 namespace {
-
-Tensor rescaled(const Tensor& gradient, const Tensor& x, const Tensor& x_ref, const std::optional<Tensor>& y,
-                const std::optional<Tensor>& y_ref, const std::optional<Tensor>& slope, double eps) {
-  using Rescale = Tensor(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&,
-                         const std::optional<Tensor>&, const std::optional<Tensor>&, double);
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("fusum::rescale", "").typed<Rescale>();
-  return op.call(gradient, x, x_ref, y, y_ref, slope, eps);
-}
 
 // The gradient of what a layer returns from that of its activation.
 Tensor back(const Layer& layer, const Tensor& gradient, const Values& at) {
@@ -27,9 +19,9 @@ Tensor back(const Layer& layer, const Tensor& gradient, const Values& at, const 
     return gradient;
   }
   if (layer.activation == Activation::kRelu) {
-    return rescaled(gradient, at.x, reference.x, std::nullopt, std::nullopt, std::nullopt, eps);
+    return call_rescale_relu(gradient, at.x, reference.x, eps);
   }
-  return rescaled(gradient, at.x, reference.x, at.y, reference.y, back(layer, at::ones_like(at.x), at), eps);
+  return call_rescale(gradient, at.x, reference.x, at.y, reference.y, back(layer, at::ones_like(at.x), at), eps);
 }
 
 struct Perceptron {
