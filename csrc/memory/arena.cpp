@@ -5,9 +5,11 @@
 
 #if __has_include(<sys/mman.h>)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include <algorithm>
+#include <cstdint>
 #include <iterator>
 #include <map>
 #include <mutex>
@@ -23,17 +25,33 @@ constexpr size_t kLeast = size_t{1} << 17;
 // Most that is kept: between calls, and while one runs.
 constexpr size_t kBetween = size_t{64} << 20;
 constexpr size_t kInside = size_t{256} << 20;
-// Sizes of blocks are multiples of a page of any processor.
-constexpr size_t kPage = size_t{1} << 16;
+constexpr size_t kHuge = size_t{1} << 21;
 
-// How many arenas the thread is inside.
+// How many arenas the thread is inside, and whether the outermost is tight.
 thread_local int depth = 0;
+thread_local bool tight = false;
 
 #if __has_include(<sys/mman.h>)
 constexpr bool kMaps = true;
 char* map(size_t size) {
-  void* block = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  return block == MAP_FAILED ? nullptr : static_cast<char*>(block);
+  const size_t spare = size < kHuge ? 0 : kHuge;
+  void* whole = mmap(nullptr, size + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (whole == MAP_FAILED) {
+    return nullptr;
+  }
+  char* block = static_cast<char*>(whole);
+#ifdef MADV_HUGEPAGE
+  if (spare) {  // large pages are touched, and found, faster
+    const size_t before = (kHuge - reinterpret_cast<uintptr_t>(block) % kHuge) % kHuge;
+    if (before) {
+      munmap(block, before);
+    }
+    munmap(block + before + size, spare - before);
+    block += before;
+    madvise(block, size, MADV_HUGEPAGE);
+  }
+#endif
+  return block;
 }
 void unmap(char* block, size_t size) { munmap(block, size); }
 #else
@@ -41,6 +59,12 @@ constexpr bool kMaps = false;
 char* map(size_t) { return nullptr; }
 void unmap(char*, size_t) {}
 #endif
+
+// Whole pages, and one more: tensors of a power of two would all begin where caches hold few lines.
+size_t size_of(size_t bytes) {
+  static const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return (bytes + page - 1) / page * page + page;
+}
 
 // Blocks of memory that the system has mapped: those that tensors have, and those that are free. A tensor takes the
 // front of the smallest free block that holds it, free neighbours are one block.
@@ -59,8 +83,9 @@ class Blocks {
       taken_.emplace(block, size);
       return block;
     }
-    // A new block takes the place of others: no more memory is held than without an arena.
-    release(kept_ > size ? kept_ - size : 0);
+    if (tight) {
+      release(kept_ > size ? kept_ - size : 0);
+    }
     char* block = map(size);
     if (block == nullptr) {
       release(0);
@@ -161,7 +186,7 @@ class Allocator final : public c10::Allocator {
     if (!kMaps || depth == 0 || bytes < kLeast) {
       return torch_->allocate(bytes);
     }
-    char* block = blocks().take((bytes + kPage - 1) / kPage * kPage);
+    char* block = blocks().take(size_of(bytes));
     TORCH_CHECK(block != nullptr, "DefaultCPUAllocator: not enough memory: you tried to allocate ", bytes, " bytes.");
     return {block, block, &give_back, c10::Device(c10::DeviceType::CPU)};
   }
@@ -191,9 +216,11 @@ class Allocator final : public c10::Allocator {
 
 }  // namespace
 
-void Arena::enter() {
+void Arena::enter(bool sparing) {
   Allocator::installed();
-  ++depth;
+  if (depth++ == 0) {
+    tight = sparing;
+  }
 }
 
 void Arena::leave() {

@@ -7,10 +7,11 @@ namespace fusum::memory {
 
 // The system hands out memory page by page, at the first touch of each: that takes as long as many an operator that
 // fills them. So while a thread is inside an Arena, large tensors that it frees are kept for those that it makes next,
-// also for those of its next Arena, up to a limit.
+// also for those of its next Arena, up to a limit. sparing: a new block takes the place of others that are kept, so
+// that no more memory is held than without an Arena.
 class Arena {
  public:
-  void enter();
+  void enter(bool sparing);
   void leave();
 };
 

@@ -38,7 +38,7 @@ def run(call: Call) -> Any:
     if settings.strict:
         insist(call.plan)
     noise = call.plan.noise
-    with scope():
+    with scope(_is_cut(call, settings)):
         if noise is not None and isinstance(call.plan.points, Other):
             return smooth_other(noise, call.plan.points, call.inputs)
         arguments = normalise(call)
@@ -52,6 +52,13 @@ def run(call: Call) -> Any:
         if delta is not None and delta.dim() > 1:  # one for each of a list of layers
             return result, list(delta.unbind(1))
     return (result, delta) if call.return_convergence_delta else result
+
+
+def _is_cut(call: Call, settings: Settings) -> bool:
+    """Whether somebody has set how much the model sees at once, for the sake of memory."""
+    noise = call.plan.noise
+    parts = noise is not None and noise.partition < noise.samples
+    return parts or bool(call.internal_batch_size or settings.max_rows or settings.memory)
 
 
 def run_future(call: Call) -> Any:

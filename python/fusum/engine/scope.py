@@ -16,11 +16,16 @@ _arena: Any = None if ops.compiled is None else ops.compiled.Arena()
 class scope:
     """Gradients on; inference mode, the rule of an attribution outside and the JIT's optimiser off; memory is reused.
 
+    sparing: no more memory is held for that.
+
     The optimiser would compile anew for every batch size. (A class and not a generator, because it is entered at every
     call and some calls take 300 microseconds.)
     """
 
-    __slots__ = ("_inference", "_optimised", "_outer", "_was_grad")
+    __slots__ = ("_inference", "_optimised", "_outer", "_sparing", "_was_grad")
+
+    def __init__(self, sparing: bool = False) -> None:
+        self._sparing = sparing
 
     def __enter__(self) -> None:
         self._optimised = torch._C._get_graph_executor_optimize()
@@ -33,7 +38,7 @@ class scope:
             self._outer.__enter__()
         self._was_grad = torch.is_grad_enabled()
         if _arena is not None:
-            _arena.enter()
+            _arena.enter(self._sparing)
         torch._C._set_grad_enabled(True)
 
     def __exit__(self, *error: object) -> None:
