@@ -15,7 +15,7 @@ from fusum.attr import IntegratedGradients, Saliency
 from fusum.engine import scope
 
 pytestmark = pytest.mark.skipif(not ops.kernels_loaded(), reason=f"no compiled kernels: {ops.why_not()}")
-LIMIT = 64 * 2**20
+LIMIT = 256 * 2**20
 
 
 def net() -> nn.Module:

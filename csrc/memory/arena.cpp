@@ -9,7 +9,6 @@
 #endif
 
 #include <algorithm>
-#include <cstdint>
 #include <iterator>
 #include <map>
 #include <mutex>
@@ -23,9 +22,8 @@ namespace {
 // Smaller ones come from the heap, whose pages stay.
 constexpr size_t kLeast = size_t{1} << 17;
 // Most that is kept: between calls, and while one runs.
-constexpr size_t kBetween = size_t{64} << 20;
+constexpr size_t kBetween = size_t{256} << 20;
 constexpr size_t kInside = size_t{256} << 20;
-constexpr size_t kHuge = size_t{1} << 21;
 
 // How many arenas the thread is inside, and whether the outermost is tight.
 thread_local int depth = 0;
@@ -34,24 +32,8 @@ thread_local bool tight = false;
 #if __has_include(<sys/mman.h>)
 constexpr bool kMaps = true;
 char* map(size_t size) {
-  const size_t spare = size < kHuge ? 0 : kHuge;
-  void* whole = mmap(nullptr, size + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (whole == MAP_FAILED) {
-    return nullptr;
-  }
-  char* block = static_cast<char*>(whole);
-#ifdef MADV_HUGEPAGE
-  if (spare) {  // large pages are touched, and found, faster
-    const size_t before = (kHuge - reinterpret_cast<uintptr_t>(block) % kHuge) % kHuge;
-    if (before) {
-      munmap(block, before);
-    }
-    munmap(block + before + size, spare - before);
-    block += before;
-    madvise(block, size, MADV_HUGEPAGE);
-  }
-#endif
-  return block;
+  void* block = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return block == MAP_FAILED ? nullptr : static_cast<char*>(block);
 }
 void unmap(char* block, size_t size) { munmap(block, size); }
 #else
