@@ -21,13 +21,12 @@ namespace {
 
 // Smaller ones come from the heap, whose pages stay.
 constexpr size_t kLeast = size_t{1} << 17;
-// Most that is kept: between calls, and while one runs.
-constexpr size_t kBetween = size_t{256} << 20;
-constexpr size_t kInside = size_t{256} << 20;
+// Most that is kept.
+constexpr size_t kMost = size_t{256} << 20;
 
-// How many arenas the thread is inside, and whether the outermost is tight.
+// How many arenas the thread is inside, and whether the outermost is sparing.
 thread_local int depth = 0;
-thread_local bool tight = false;
+thread_local bool spares = false;
 
 #if __has_include(<sys/mman.h>)
 constexpr bool kMaps = true;
@@ -36,17 +35,17 @@ char* map(size_t size) {
   return block == MAP_FAILED ? nullptr : static_cast<char*>(block);
 }
 void unmap(char* block, size_t size) { munmap(block, size); }
-#else
-constexpr bool kMaps = false;
-char* map(size_t) { return nullptr; }
-void unmap(char*, size_t) {}
-#endif
-
 // Whole pages, and one more: tensors of a power of two would all begin where caches hold few lines.
 size_t size_of(size_t bytes) {
   static const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   return (bytes + page - 1) / page * page + page;
 }
+#else
+constexpr bool kMaps = false;
+char* map(size_t) { return nullptr; }
+void unmap(char*, size_t) {}
+size_t size_of(size_t bytes) { return bytes; }
+#endif
 
 // Blocks of memory that the system has mapped: those that tensors have, and those that are free. A tensor takes the
 // front of the smallest free block that holds it, free neighbours are one block.
@@ -65,7 +64,7 @@ class Blocks {
       taken_.emplace(block, size);
       return block;
     }
-    if (tight) {
+    if (spares) {
       release(kept_ > size ? kept_ - size : 0);
     }
     char* block = map(size);
@@ -109,11 +108,6 @@ class Blocks {
     }
     add(block, size);
     return true;
-  }
-
-  void keep(size_t most) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    release(most);
   }
 
   size_t kept() {
@@ -188,7 +182,7 @@ class Allocator final : public c10::Allocator {
 
  private:
   static void give_back(void* block) {
-    if (block != nullptr && !blocks().give(static_cast<char*>(block), depth > 0 ? kInside : 0)) {
+    if (block != nullptr && !blocks().give(static_cast<char*>(block), depth > 0 ? kMost : 0)) {
       installed()->torch_->raw_deallocate(block);
     }
   }
@@ -201,15 +195,11 @@ class Allocator final : public c10::Allocator {
 void Arena::enter(bool sparing) {
   Allocator::installed();
   if (depth++ == 0) {
-    tight = sparing;
+    spares = sparing;
   }
 }
 
-void Arena::leave() {
-  if (--depth == 0) {
-    blocks().keep(kBetween);
-  }
-}
+void Arena::leave() { --depth; }
 
 size_t kept() { return blocks().kept(); }
 

@@ -54,7 +54,7 @@ struct Perceptron {
 
   // The explained number of each row of what the last layer holds, [rows, 1].
   Tensor pick(const Tensor& out, const Tensor& picked) const {
-    return picked.size(0) == 1 ? out.narrow(1, 0, 1) : out.gather(1, picked.unsqueeze(1));
+    return columns.size(0) == 1 ? out.narrow(1, 0, 1) : out.gather(1, picked.unsqueeze(1));
   }
 
   void run(int64_t start, int64_t count, const std::vector<Values>& shared, const Tensor& gradients,
@@ -69,7 +69,7 @@ struct Perceptron {
     const std::vector<Values>& reference = shared.empty() ? own : shared;
     reached.narrow(0, start, count).copy_(pick(at.back().y, picked).squeeze(1));
     Tensor gradient = at::ones_like(at.back().x);
-    if (picked.size(0) != 1) {
+    if (columns.size(0) != 1) {
       gradient.zero_().scatter_(1, picked.unsqueeze(1), 1);
     }
     for (size_t i = layers.all.size(); i-- > 0;) {
