@@ -82,6 +82,12 @@ def changing(owner: Any, points: Any, *given: Any, **options: Any) -> Call:
     return Call(Plan(points, Fold.CREDIT), owner.forward_func, *given, has_baselines=True, **options)
 
 
+def has_integers(inputs: Any) -> bool:
+    """Whether any of the inputs holds integers, such as token ids, which take neither noise nor points between them."""
+    items = inputs if isinstance(inputs, tuple) else (inputs,)
+    return any(isinstance(x, Tensor) and not x.is_floating_point() for x in items)
+
+
 def build_of(method: Any) -> Callable[..., Call] | None:
     """The function that builds a method's Call, or None where its attribute is not one that attribution made."""
     attribute = getattr(type(method), "attribute", None)

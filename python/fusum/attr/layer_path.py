@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..plan.points import line
 from ..plan.spec import Call, Fold, Layer, Plan, RandomLine
-from .base import LayerAttribution, attribution, built
+from .base import LayerAttribution, attribution, built, has_integers
 from .gradient import FromBaselines, GradientShap
 from .layer import LayerGradient, Tensors, at, site
 from .relevance import DeepLift, DeepLiftShap
@@ -87,8 +87,7 @@ class LayerGradientShap(_LayerPath):
         """
         given = (inputs, baselines, n_samples, stdevs, target, additional_forward_args, return_convergence_delta)
         call = at(built(GradientShap, self, *given), site(self.layer, attribute_to_layer_input))
-        items = inputs if isinstance(inputs, tuple) else (inputs,)
-        if any(isinstance(x, Tensor) and not x.is_floating_point() for x in items):
+        if has_integers(inputs):
             call.plan = replace(call.plan, points=RandomLine(inside=True))
         return call
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ArgumentError, ArgumentTypeError
 from ..plan.spec import PERTURBING, Call, Fold, Line, Noise, Other, Pair, Plan
 from ..settings import positive_int
-from .base import Attribution, GradientAttribution, attribution, build_of, no_future
+from .base import Attribution, GradientAttribution, attribution, build_of, has_integers, no_future
 
 KINDS = ("smoothgrad", "smoothgrad_sq", "vargrad")
 
@@ -121,9 +121,9 @@ class NoiseTunnel(Attribution):
 
 def _takes_noise(call: Call) -> bool:
     """Whether a plan may hold the noise: it has none yet, and means by its inputs and baselines what captum does."""
-    points, inputs = call.plan.points, call.inputs if isinstance(call.inputs, tuple) else (call.inputs,)
+    points = call.plan.points
     if isinstance(points, Line) and points.inside:
         # Noise goes to what the layer holds only where the inputs, such as token ids, do not take it.
-        return any(isinstance(x, Tensor) and not x.is_floating_point() for x in inputs)
+        return has_integers(call.inputs)
     apart = isinstance(points, PERTURBING) or (isinstance(points, Pair) and points.many)
     return call.plan.noise is None and not apart
