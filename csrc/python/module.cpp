@@ -5,6 +5,7 @@
 #include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "layout/layout.h"
 #include "memory/arena.h"
 #include "rules/rules.h"
 
@@ -98,6 +99,19 @@ PYBIND11_MODULE(_C, m) {
       .def("enter", &memory::Arena::enter)
       .def("leave", &memory::Arena::leave);
   m.def("kept", &memory::kept);
+  py::class_<layout::Call>(m, "LayoutCall")
+      .def(py::init<>())
+      .def("enter", &layout::Call::enter)
+      .def("leave", &layout::Call::leave);
+  struct Layout {
+    bool back;
+    layout::On on;
+  };
+  py::class_<Layout>(m, "Layout")
+      .def(py::init([](bool back) { return Layout{back, {}}; }), py::arg("back") = false)
+      .def("__enter__", [](Layout& layout) { layout.on.enter(layout.back); })
+      .def("__exit__", [](Layout& layout, const py::args&) { layout.on.leave(); });
+  m.def("is_laid", &layout::used);
   py::class_<rules::On>(m, "On").def(py::init<>()).def("enter", &rules::On::enter).def("leave", &rules::On::leave);
 }
 

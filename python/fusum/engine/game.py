@@ -146,7 +146,7 @@ class Game:
         extra = self.arguments.extra
         if examples is not None:
             extra = tuple([self._of(a, examples) for a in extra])
-        return self._model.call(*self._model.given(rows, extra, _count(rows)))
+        return self._model.run(self._model.given(rows, extra, _count(rows)))
 
     def _picked(self, returned: Any, rows: Tensors, examples: Tensor | None) -> Tensor:
         if isinstance(returned, (int, float)):

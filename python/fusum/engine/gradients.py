@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backward import run_backward
 from ..errors import ArgumentError, NoGradientError
 from ..plan.arguments import as_extra
 from ..plan.target import Target
+from .images import run_backward
 from .model import explained
 
 

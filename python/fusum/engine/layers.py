@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from ..backward import run_backward
 from ..errors import ArgumentError, NoGradientError
 from ..plan.neuron import select
 from ..plan.spec import Cam, Fold, Neuron
@@ -19,6 +18,7 @@ from ..rules.turn import is_ruled
 from .batch import Tensors
 from .first import nodes, wide
 from .gradients import Unused, differentiate, filled
+from .images import run_backward
 from .model import Model
 from .probe import Mode
 from .site import Held, Site
@@ -52,7 +52,7 @@ def last_call(held: Held, tensors: Sequence[Tensor] | None = None) -> list[Tenso
     """What the layer held at its last call, or other tensors of the same shapes."""
     last = held.form[0][-1]
     found = held.raw[-len(last) :] if tensors is None else tensors
-    return [rows.first(t)[: held.rows] for rows, t in zip(last, found, strict=True)]
+    return [rows.first(t)[: held.rows].contiguous() for rows, t in zip(last, found, strict=True)]
 
 
 def conducted(neuron: Neuron, reached: Tensor, held: Held, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from .. import progress
-from ..backward import run_backward
 from ..errors import ArgumentError
 from ..plan.spec import Fold, Pair
 from ..rules.tape import Tape, Unpairable
 from .batch import Block, Tensors
 from .gradients import filled, require_gradient
+from .images import run_backward
 from .memory import is_out_of_memory
 from .pairs import Pairing, Reached, Recorded
 from .values import completeness_gap

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, ArgumentTypeError
 from .graph import function
+from .images import channels_last
 
 # What an exported program takes, by program: (its module where the program is not one itself, low, high).
 _exported: WeakKeyDictionary[Any, tuple[nn.Module | None, int, int | None]] = WeakKeyDictionary()
@@ -46,7 +47,12 @@ class Model:
 
     def __call__(self, inputs: tuple[Tensor | None, ...], extra: tuple[Any, ...], rows: int) -> Tensor:
         """The output that is explained, [rows, ...]."""
-        return self.result(self.call(*self.given(inputs, extra, rows)), rows)
+        return self.result(self.run(self.given(inputs, extra, rows)), rows)
+
+    def run(self, args: tuple[Any, ...]) -> Any:
+        """What the model returns at its arguments."""
+        with channels_last(self.key, args):
+            return self.call(*args)
 
     def given(self, inputs: tuple[Tensor | None, ...], extra: tuple[Any, ...], rows: int) -> tuple[Any, ...]:
         """The model's arguments; short batches are padded to what an exported program takes."""

@@ -22,7 +22,7 @@ class scope:
     call and some calls take 300 microseconds.)
     """
 
-    __slots__ = ("_inference", "_optimised", "_outer", "_sparing", "_was_grad")
+    __slots__ = ("_inference", "_layout", "_optimised", "_outer", "_sparing", "_was_grad")
 
     def __init__(self, sparing: bool = False) -> None:
         self._sparing = sparing
@@ -39,10 +39,15 @@ class scope:
         self._was_grad = torch.is_grad_enabled()
         if _arena is not None:
             _arena.enter(self._sparing)
+        if ops.compiled is not None:
+            self._layout = ops.compiled.LayoutCall()
+            self._layout.enter()
         torch._C._set_grad_enabled(True)
 
     def __exit__(self, *error: object) -> None:
         torch._C._set_grad_enabled(self._was_grad)
+        if ops.compiled is not None:
+            self._layout.leave()
         if _arena is not None:
             _arena.leave()
         if self._outer is not None:

@@ -17,6 +17,7 @@ from ..rules.state import below
 from ..rules.turn import is_ruled
 from ..settings import current
 from .hooks import HookSites, module_of, shapes_of
+from .images import channels_last
 from .model import Model, remember, remembers
 from .prefix import Generators, Prefix
 from .probe import Mode, Probe, Readers, Rows, probing
@@ -54,7 +55,9 @@ class Held:
     def first(self, tensors: Sequence[Tensor | None], offset: int = 0) -> list[Tensor | None]:
         """Tensors of raw's shapes, behind offset other dimensions, as [..., rows, ...]."""
         flat = [rows for calls in self.form for call in calls for rows in call]
-        found = [None if t is None else rows.first(t, offset) for rows, t in zip(flat, tensors, strict=True)]
+        found = [
+            None if t is None else rows.first(t, offset).contiguous() for rows, t in zip(flat, tensors, strict=True)
+        ]
         return [t if t is None or t.shape[offset] == self.rows else t.narrow(offset, 0, self.rows) for t in found]
 
     @property
@@ -225,7 +228,8 @@ class Site:
             kept, key = self._remembered(_settled, args)
             self._is_settled = key in kept
         if self._is_settled:
-            return self._forward(probe, args, stop, around)
+            with channels_last(self.model.key, args):
+                return self._forward(probe, args, stop, around)
         probe.pairs = []
         out = self._forward(probe, args, False, around)
         self._settle(any(pair.is_doubtful for pair in probe.pairs), args)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,6 @@ from .gradients import Unused, differentiate
 from .layers import conducted, guided_cam, neuron_model
 from .model import Model, bare, check_rows, uncompiled, view
 from .perceptron import Perceptron, explained
-from .pools import layout, learn
 from .probe import Mode
 from .site import Held, Site
 
@@ -104,7 +103,6 @@ class Stepper:
         rows: int,
         tape: Tape | None = None,
         recording: bool = False,
-        around: AbstractContextManager[None] | None = None,
     ) -> Evaluation:
         """The model at given rows, in a graph that goes back by the plan's rule."""
         plain = self._plan.rule is PLAIN and not is_ruled()
@@ -113,7 +111,7 @@ class Stepper:
         # A rule takes leaves that need gradients for parameters.
         given = at if plain or inside else tuple([x if x is None else x.view_as(x) for x in at])
         held = None
-        with (around or nullcontext()) if plain else ruled(self._plan.rule, self.model.rows(rows), tape, recording):
+        with nullcontext() if plain else ruled(self._plan.rule, self.model.rows(rows), tape, recording):
             if self.site is None:
                 out = self.model(given, extra, rows)
             else:
@@ -141,12 +139,7 @@ class Stepper:
             gradients, reached, _ = self.at_once(at, None, block, points)
             return Step((gradients,), reached if self._wants_reached else None)
         rows = points * block.examples
-        done = self.evaluate(
-            at,
-            block.extra(points),
-            rows,
-            around=layout(self.model.key, [x for x in at if x is not None]) if sums else None,
-        )
+        done = self.evaluate(at, block.extra(points), rows)
         reached = self._arguments.target.pick(done.out, block.target_rows(points, done.out.device))
         kept = reached.detach().flatten() if self._wants_reached else None
         if done.held is not None and not self.weighs_inputs:
@@ -195,9 +188,7 @@ class Stepper:
             return self.site.look(Mode.WATCH, at, extra, rows, stop=True)
 
     def _ends(self, reached: Tensor, leaves: list[Tensor], sums: Sequence[PathSum]) -> list[Any]:
-        graph = nodes(reached.grad_fn)
-        learn(self.model.key, leaves, graph)
-        return stops(graph, leaves, sums)
+        return stops(nodes(reached.grad_fn), leaves, sums)
 
     def _replaced(self, at: Tensors, block: Block, points: int) -> Tensors:
         given = tuple(x.requires_grad_() if x is not None and x.is_floating_point() else x for x in at)

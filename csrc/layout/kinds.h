@@ -1,0 +1,19 @@
+// What the layout of images means to each operator.
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+
+namespace fusum::layout {
+
+enum class Kind {
+  kConvolve,  // may make images lie channels_last
+  kKeep,      // computes the same in either layout, and keeps it
+  kParts,     // is made of others, which are asked
+  kSlice,     // returns a part of its operand
+  kShare,     // returns its operand's memory otherwise: is given images as they would have lain, as are
+  kGive       // all others
+};
+
+Kind kind_of(const c10::OperatorHandle& op);
+
+}  // namespace fusum::layout

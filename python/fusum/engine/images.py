@@ -1,0 +1,67 @@
+"""Images that lie channels_last inside a model on a CPU, where its convolutions run fastest (csrc/layout)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import backward, ops
+from ..settings import current
+
+# Of less, laying out the weights takes what the layout gains.
+_ROWS, _PIXELS = 8, 2**17
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = tuple([getattr(torch.nn.modules.module, f"_global{name}") for name in _HOOKS])
+_PLAIN: AbstractContextManager[None] = nullcontext()
+
+
+def channels_last(owner: Any, args: Sequence[Any]) -> AbstractContextManager[None]:
+    """A context for a forward of a model, whose images may lie channels_last if nobody can tell."""
+    images = [a for a in args if isinstance(a, Tensor) and a.dim() == 4]
+    if not images or ops.compiled is None or not all(_is_plain(x) for x in images):
+        return _PLAIN
+    if not any(_is_large(x) for x in images) or current().backend == "reference" or _is_watched(owner):
+        return _PLAIN
+    return ops.compiled.Layout()  # type: ignore[no-any-return]
+
+
+def run_backward(y: Tensor, root: Tensor, inputs: Sequence[Any], keep_graph: bool = False) -> tuple[Tensor | None, ...]:
+    """The same as `fusum.backward`'s, after a forward in such a context; gradients lie as inputs do."""
+    if ops.compiled is None or not ops.compiled.is_laid():
+        return backward.run_backward(y, root, inputs, keep_graph)
+    with ops.compiled.Layout(back=True):
+        found = backward.run_backward(y, root, inputs, keep_graph)
+    return tuple(
+        [g if g is None or not _lies_plainly(x) else g.contiguous() for g, x in zip(found, inputs, strict=True)]
+    )
+
+
+def _lies_plainly(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_contiguous()
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether an image is one that we may lay out; not if its owner did."""
+    return type(x) is Tensor and x.device.type == "cpu" and x.dtype is torch.float32 and x.is_contiguous()
+
+
+def _is_large(x: Tensor) -> bool:
+    rows, _, height, width = x.shape
+    return rows >= _ROWS or rows * height * width >= _PIXELS
+
+
+def _is_watched(owner: Any) -> bool:
+    """Whether a model has hooks, which see how tensors lie, or compiled parts, of which they are a premise."""
+    if any(_GLOBAL_HOOKS):
+        return True
+    modules = owner.modules() if isinstance(owner, nn.Module) else ()
+    return any(type(m).__name__ == "OptimizedModule" or _has_hooks(m) for m in modules)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    own = vars(module)
+    return any(own.get(name) for name in _HOOKS)
