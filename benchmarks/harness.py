@@ -173,7 +173,11 @@ def label(setting: Mapping[str, int]) -> str:
 
 
 def measure(contenders: Mapping[str, Contender], device: str, seconds: float, least: int) -> dict[str, Timing]:
-    """Time contenders in turn for about `seconds` and at least `least` rounds, each beginning with another one."""
+    """Time contenders in turn for about `seconds` and at least `least` rounds.
+
+    Each round begins with another one and every second goes backwards: a call takes longer after one that left the
+    caches and the heap in disorder, and none is to follow always the same.
+    """
     names = list(contenders)
     times: dict[str, list[float]] = {name: [] for name in names}
     calls = {}
@@ -185,7 +189,8 @@ def measure(contenders: Mapping[str, Contender], device: str, seconds: float, le
     rounds = 0
     while rounds < least or (time.perf_counter() < stop and rounds < MOST_ROUNDS):
         first = rounds % len(names)
-        for name in names[first:] + names[:first]:
+        order = names[first:] + names[:first]
+        for name in order if rounds % 2 else reversed(order):
             times[name].append(seeded(contenders[name], device, calls[name])[1])
         rounds += 1
     return {name: summary(name, values) for name, values in times.items()}

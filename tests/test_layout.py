@@ -36,6 +36,16 @@ Off = Callable[[Callable[[], Any]], Any]
 KEY = "TESTING_ONLY_GenericWrapper"
 
 
+HAS_COMPILED = images._has_compiled
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of a few pixels are laid out, too, also after another test has called torch.compile."""
+    monkeypatch.setattr(images, "_SIDES", 1)
+    monkeypatch.setattr(images, "_has_compiled", lambda: False)
+
+
 @pytest.fixture
 def off(monkeypatch: pytest.MonkeyPatch) -> Off:
 
@@ -115,7 +125,6 @@ RULES: dict[str, Callable[[Any, Tensor], Any]] = {
     "Occlusion": lambda model, x: Occlusion(model).attribute(
         x, (3, 2, 2), target=1, strides=2, perturbations_per_eval=9
     ),
-    "DeepLiftShap": lambda model, x: DeepLiftShap(model).attribute(x, noise(5, 3, 6, 6, seed=4), target=1),
 }
 
 
@@ -127,6 +136,16 @@ def test_every_rule_and_format(method: str, form: str, off: Off) -> None:
     found = RULES[method](model, x)
     assert_same(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
     assert found.is_contiguous()
+
+
+def test_what_is_compiled_sees_what_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    ramp = torch.linspace(-1, 1, 8 * 6 * 6)
+    compiled = torch.compile(lambda y: y.view(len(y), -1) * ramp, backend="eager")
+    monkeypatch.setattr(images, "_has_compiled", HAS_COMPILED)
+    model = convolutional()[0]
+    function = lambda x: compiled(model(x)).sum(1)  # noqa: E731
+    expected = InputXGradient(lambda x: (model(x).flatten(1) * ramp).sum(1)).attribute(batch(9))
+    assert_same(InputXGradient(function).attribute(batch(9)), expected)
 
 
 class Seen(nn.Module):
@@ -154,12 +173,15 @@ def test_images_do_lie_channels_last(method: str) -> None:
     assert any(layouts)
 
 
-def test_few_rows_lie_as_they_come() -> None:
+def test_what_would_not_gain_lies_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     model, layouts = seen(convolutional())
     InputXGradient(model).attribute(batch(4), target=1)
     with config(backend="reference"):
         InputXGradient(model).attribute(batch(16), target=1)
-    assert len(layouts) == 2
+    DeepLiftShap(model).attribute(batch(9), noise(5, 3, 6, 6, seed=4), target=1)
+    monkeypatch.setattr(images, "_SIDES", 49)
+    InputXGradient(model).attribute(batch(16), target=1)
+    assert len(layouts) == 5
     assert not any(layouts)
 
 

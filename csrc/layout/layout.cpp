@@ -327,11 +327,11 @@ void keep_layout(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch:
 
 }  // namespace
 
-void Call::enter() {
+void Call::enter(bool plainly) {
   included_ = c10::impl::tls_is_dispatch_key_included(kKey);
   excluded_ = c10::impl::tls_is_dispatch_key_excluded(kKey);
   c10::impl::tls_set_dispatch_key_included(kKey, false);
-  outer_ = std::exchange(current(), std::make_shared<State>());
+  outer_ = std::exchange(current(), plainly ? nullptr : std::make_shared<State>());
 }
 
 void Call::leave() {

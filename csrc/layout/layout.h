@@ -13,9 +13,10 @@ constexpr auto kKey = c10::DispatchKey::TESTING_ONLY_GenericWrapper;
 struct State;
 
 // One call of an attribution in a thread. What it copies of a model's weights is kept as long.
+// plainly: images lie inside its models as they were given.
 class Call {
  public:
-  void enter();
+  void enter(bool plainly);
   void leave();
 
  private:

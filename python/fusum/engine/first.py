@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .. import ops
+from .modules import modules_of
 
 _NODES = {"ConvolutionBackward0", "ConvolutionBackward1"}  # the latter of traced models
 # Of fewer elements at all points together, looking for the convolution takes as long as going back through it.
@@ -128,8 +129,7 @@ def may_stop(owner: Any, inputs: Sequence[Tensor | None], points: int) -> bool:
 
 def _has_old_hooks(owner: Any) -> bool:
     """Whether a module has hooks that hang on the nodes of its graph, which a backward that stops early passes by."""
-    modules = owner.modules() if isinstance(owner, nn.Module) else ()
-    return any(getattr(m, "_is_full_backward_hook", None) is False for m in modules)
+    return any(vars(m).get("_is_full_backward_hook") is False for m in modules_of(owner))
 
 
 def wide(x: Tensor) -> torch.dtype:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import backward, ops
 from ..settings import current
+from .modules import HOOKS, has_hooks, modules_of
 
 # Of less, laying out the weights takes what the layout gains.
-_ROWS, _PIXELS = 8, 2**17
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = tuple([getattr(torch.nn.modules.module, f"_global{name}") for name in _HOOKS])
+_SIDES, _ROWS, _PIXELS = 16 * 16, 8, 2**17
+_GLOBAL_HOOKS = tuple([getattr(torch.nn.modules.module, f"_global{name}") for name in HOOKS])
 _PLAIN: AbstractContextManager[None] = nullcontext()
 
 
@@ -40,6 +41,15 @@ def run_backward(y: Tensor, root: Tensor, inputs: Sequence[Any], keep_graph: boo
     )
 
 
+def _has_compiled() -> bool:
+    """Whether torch.compile has been called in this process; what it returned may be a function that a model calls."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    if dynamo is None:
+        return False
+    backends: dict[int, Any] = getattr(dynamo, "cached_backends", {0: "not known"})
+    return any(backend is not None for backend in backends.values())  # torch.export has None
+
+
 def _lies_plainly(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_contiguous()
 
@@ -51,17 +61,11 @@ def _is_plain(x: Tensor) -> bool:
 
 def _is_large(x: Tensor) -> bool:
     rows, _, height, width = x.shape
-    return rows >= _ROWS or rows * height * width >= _PIXELS
+    return height * width >= _SIDES and (rows >= _ROWS or rows * height * width >= _PIXELS)
 
 
 def _is_watched(owner: Any) -> bool:
-    """Whether a model has hooks, which see how tensors lie, or compiled parts, of which they are a premise."""
-    if any(_GLOBAL_HOOKS):
+    """Whether a model has hooks, which see how tensors lie, or may have compiled parts, of which they are a premise."""
+    if any(_GLOBAL_HOOKS) or _has_compiled():
         return True
-    modules = owner.modules() if isinstance(owner, nn.Module) else ()
-    return any(type(m).__name__ == "OptimizedModule" or _has_hooks(m) for m in modules)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    own = vars(module)
-    return any(own.get(name) for name in _HOOKS)
+    return any(type(m).__name__ == "OptimizedModule" or has_hooks(m) for m in modules_of(owner))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
+from .modules import has_hooks, modules_of
 from .probe import Probe, is_current
 from .trees import leaves, mapped
 
@@ -121,7 +122,7 @@ class Prefix:
         """late: modules that have been seen not to run wholly before the layers; others are added."""
         self._all, self._of_input, self._late = set(layers), of_input, late
         # What a layer returns is replaced anyway; where layers are inside others, only the inner ones need not run.
-        inner = [] if of_input else [m for m in self._all if self._all.isdisjoint(list(m.modules())[1:])]
+        inner = [] if of_input else [m for m in self._all if self._all.isdisjoint(modules_of(m)[1:])]
         self._layers = [m for m in inner if _may_be_skipped(m)]
         outside = [m for m in dict.fromkeys(self._outside(root)[1]) if m not in late]
         self._modules = [m for m in outside if _may_be_skipped(m)]
@@ -262,8 +263,7 @@ def _notes(tree: Any) -> list[Note]:
 
 def _may_be_skipped(module: nn.Module) -> bool:
     return not isinstance(module, torch.jit.ScriptModule) and not any(
-        m.training or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in module.modules()
+        m.training or has_hooks(m) for m in modules_of(module)
     )
 
 

@@ -16,16 +16,17 @@ _arena: Any = None if ops.compiled is None else ops.compiled.Arena()
 class scope:
     """Gradients on; inference mode, the rule of an attribution outside and the JIT's optimiser off; memory is reused.
 
-    sparing: no more memory is held for that.
+    sparing: no more memory is held for that. plainly: images lie inside models as they were given.
 
     The optimiser would compile anew for every batch size. (A class and not a generator, because it is entered at every
     call and some calls take 300 microseconds.)
     """
 
-    __slots__ = ("_inference", "_layout", "_optimised", "_outer", "_sparing", "_was_grad")
+    __slots__ = ("_inference", "_layout", "_optimised", "_outer", "_plainly", "_sparing", "_was_grad")
 
-    def __init__(self, sparing: bool = False) -> None:
+    def __init__(self, sparing: bool = False, plainly: bool = False) -> None:
         self._sparing = sparing
+        self._plainly = plainly
 
     def __enter__(self) -> None:
         self._optimised = torch._C._get_graph_executor_optimize()
@@ -41,7 +42,7 @@ class scope:
             _arena.enter(self._sparing)
         if ops.compiled is not None:
             self._layout = ops.compiled.LayoutCall()
-            self._layout.enter()
+            self._layout.enter(self._plainly)
         torch._C._set_grad_enabled(True)
 
     def __exit__(self, *error: object) -> None:
