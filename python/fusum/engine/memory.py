@@ -19,9 +19,9 @@ from ..settings import current
 _CPU_BYTES = 32 * 2**20
 _CPU_FEW_ROWS, _CPU_FEW_BYTES = 20, 256 * 2**20
 _CPU_MOST_ROWS = 8192
-# A forward without gradients holds what an operator takes and what it returns, twice its largest tensor at most, and
-# needs fewer rows: it has a third of the work, but tensors above 32 MB cost more than they save.
-_AT_ONCE, _FEW_FORWARD = 2, 4
+# A forward without gradients holds what an operator takes and what it returns, twice its largest tensor at most. As it
+# keeps nothing, it stays in the caches, if it is given less; and it needs fewer rows, as it has a third of the work.
+_AT_ONCE, _FORWARD_BYTES, _FORWARD_FEW_ROWS = 2, 12 * 2**20, 8
 _CUDA_SHARE, _CUDA_BYTES = 0.3, 4 * 2**30
 # Before a model is measured: not many rows, and activations guessed at this many times its inputs.
 _FIRST_ROWS = 256
@@ -57,12 +57,11 @@ class Footprint:
 
     def rows(self) -> int:
         """Rows to run at once."""
-        few = _FEW_FORWARD if self._forward_only else _CPU_FEW_ROWS
         if self.measured:
-            return _rows(self._known[self._key], self._device, few)
+            return _rows(self._known[self._key], self._device, self._forward_only)
         if self._forward_only:  # inputs may be numbers of words
-            return few
-        return min(_FIRST_ROWS, _rows(_GUESS * self._input_bytes + 1, self._device, few))
+            return _FORWARD_FEW_ROWS
+        return min(_FIRST_ROWS, _rows(_GUESS * self._input_bytes + 1, self._device))
 
     @contextmanager
     def measure(self, rows: int) -> Iterator[None]:
@@ -132,11 +131,12 @@ def _budget(device: torch.device) -> int:
     return int(min(_CUDA_BYTES, _CUDA_SHARE * (free + cached)))
 
 
-def _rows(bytes_a_row: int, device: torch.device, few: int) -> int:
+def _rows(bytes_a_row: int, device: torch.device, forward_only: bool = False) -> int:
     most = max(1, _budget(device) // bytes_a_row)
     if device.type == "cuda" or current().memory is not None:
         return most
-    return min(most, _CPU_MOST_ROWS, max(few, _CPU_BYTES // bytes_a_row))
+    few, wanted = (_FORWARD_FEW_ROWS, _FORWARD_BYTES) if forward_only else (_CPU_FEW_ROWS, _CPU_BYTES)
+    return min(most, _CPU_MOST_ROWS, max(few, wanted // bytes_a_row))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
