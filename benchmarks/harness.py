@@ -19,7 +19,7 @@ from .workload import Tensors, Workload
 Contender = Callable[[], Tensors]
 TOLERANCE = 1e-4
 MOST_ROUNDS = 400
-LEAST_MS = 10.0
+LEAST_MS = 30.0
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,8 @@ def measure(contenders: Mapping[str, Contender], device: str, seconds: float, le
     calls = {}
     for name in names:
         seeded(contenders[name], device)
-        # A short call is timed several times in a row, as a loop over rows makes it: alone, it finds the caches cold.
+        # A short call is timed several times in a row, as a loop over rows makes it: alone, it finds the caches cold,
+        # and for some ms the threads of the one before may still share a core.
         calls[name] = min(64, 1 + int(LEAST_MS / seeded(contenders[name], device)[1]))
     stop = time.perf_counter() + seconds
     rounds = 0

@@ -110,10 +110,10 @@ struct Layers {
     return found;
   }
 
-  // Calls body(start, count) for blocks of rows.
+  // Calls body(start, count) for blocks of rows. keeps: what layers return is kept for the way back.
   template <class Body>
-  void for_blocks_of_rows(const Body& body) const {
-    const int64_t count = blocks();
+  void for_blocks_of_rows(bool keeps, const Body& body) const {
+    const int64_t count = blocks(keeps);
     at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
       const at::AutoDispatchBelowADInplaceOrView below_autograd;
       for (int64_t block = begin; block < end; ++block) {
@@ -129,14 +129,17 @@ struct Layers {
 
  private:
   // Not by how many threads there are, which would change the rounding.
-  int64_t blocks() const {
+  int64_t blocks(bool keeps) const {
     if (rows < 2 * kLeastRows) {
       return rows > 0;
     }
-    int64_t width = points.size(1);
+    int64_t kept = points.size(1);
+    int64_t widest = 0;
     for (const Layer& layer : all) {
-      width += 2 * layer.weight.size(0);
+      kept += 2 * layer.weight.size(0);
+      widest = std::max(widest, layer.weight.size(1) + 2 * layer.weight.size(0));
     }
+    const int64_t width = keeps ? kept : widest;
     const int64_t fitting = kCacheBytes / (width * static_cast<int64_t>(points.element_size()));
     return 2 * std::max<int64_t>(1, rows / (2 * std::max(kLeastRows, fitting)));
   }

@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> perceptron(const Tensor& points, const std::o
     reached_ref.copy_(call.columns.size(0) == 1 ? out.squeeze(0) : out[0].index_select(0, call.columns));
   }
   call.layers.for_blocks_of_rows(
-      [&](int64_t start, int64_t count) { call.run(start, count, shared, gradients, reached, reached_ref); });
+      true, [&](int64_t start, int64_t count) { call.run(start, count, shared, gradients, reached, reached_ref); });
   return {gradients, reached, reached_ref};
 }
 

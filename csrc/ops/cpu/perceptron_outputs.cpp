@@ -10,7 +10,7 @@ Tensor perceptron_outputs(const Tensor& points, at::TensorList weights, at::Tens
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Layers layers(points, weights, biases, activations);
   const Tensor outputs = at::empty({layers.rows, layers.outputs()}, points.options());
-  layers.for_blocks_of_rows([&](int64_t start, int64_t count) {
+  layers.for_blocks_of_rows(false, [&](int64_t start, int64_t count) {
     Tensor y = points.narrow(0, start, count);
     for (const Layer& layer : layers.all) {
       y = layer(y).y;
