@@ -15,6 +15,7 @@
 #include <set>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 namespace fusum::memory {
 namespace {
@@ -48,12 +49,16 @@ size_t size_of(size_t bytes) { return bytes; }
 #endif
 
 // Blocks of memory that the system has mapped: those that tensors have, and those that are free. A tensor takes the
-// front of the smallest free block that holds it, free neighbours are one block.
+// block that was given last, and is still in the caches, if it is of just its size; or else the front of the smallest
+// free block that holds it, where free neighbours are one block.
 class Blocks {
  public:
   // A block of size bytes, or null.
   char* take(size_t size) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    if (char* again = take_again(size)) {
+      return again;
+    }
     const auto found = by_size_.lower_bound({size, nullptr});
     if (found != by_size_.end()) {
       const auto [whole, block] = *found;
@@ -85,12 +90,43 @@ class Blocks {
     if (found == taken_.end()) {
       return false;
     }
-    size_t size = found->second;
+    const size_t size = found->second;
     taken_.erase(found);
     if (kept_ + size > most) {
       unmap(block, size);
       return true;
     }
+    recent_.emplace_back(block, size);
+    kept_ += size;
+    return true;
+  }
+
+  size_t kept() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return kept_;
+  }
+
+ private:
+  // The block of just this size that was given last, or null; then all recent ones are joined to the others.
+  char* take_again(size_t size) {
+    const auto last =
+        std::find_if(recent_.rbegin(), recent_.rend(), [size](const auto& given) { return given.second == size; });
+    if (last != recent_.rend()) {
+      char* const block = last->first;
+      recent_.erase(std::next(last).base());
+      kept_ -= size;
+      taken_.emplace(block, size);
+      return block;
+    }
+    for (const auto& [block, bytes] : recent_) {
+      kept_ -= bytes;
+      join(block, bytes);
+    }
+    recent_.clear();
+    return nullptr;
+  }
+
+  void join(char* block, size_t size) {
     const auto next = free_.lower_bound(block);
     if (next != free_.end() && next->first == block + size) {
       const auto [behind, more] = *next;
@@ -107,15 +143,8 @@ class Blocks {
       }
     }
     add(block, size);
-    return true;
   }
 
-  size_t kept() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return kept_;
-  }
-
- private:
   void add(char* block, size_t size) {
     free_.emplace(block, size);
     by_size_.emplace(size, block);
@@ -145,6 +174,7 @@ class Blocks {
   std::unordered_map<char*, size_t> taken_;
   std::map<char*, size_t> free_;
   std::set<std::pair<size_t, char*>> by_size_;
+  std::vector<std::pair<char*, size_t>> recent_;  // free as well, in the order in which they were given
   size_t kept_ = 0;
 };
 
