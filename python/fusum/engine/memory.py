@@ -10,9 +10,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..settings import current
+from .mode import QuickMode
 
 # On a CPU more rows gain nothing once they fill the caches, but a few are wanted whatever they weigh, up to a limit:
 # weights are then read once for all of them (python -m benchmarks.chunks).
@@ -88,7 +88,7 @@ class Footprint:
         self._known[self._key] = max(self._known.get(self._key, 1), _budget(self._device) // rows)
 
 
-class _Largest(TorchDispatchMode):
+class _Largest(QuickMode):
     """Bytes of the largest tensor that an operator inside makes."""
 
     bytes = 0

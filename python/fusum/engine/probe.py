@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ArgumentError
 from ..rules.state import below
 from ..rules.turn import is_ruled
+from .mode import QuickMode
 from .trees import leaves
 
 
@@ -108,7 +108,7 @@ class Pair:
         )
 
 
-class Readers(TorchDispatchMode):
+class Readers(QuickMode):
     """A context that finds out whether a forward reads one of a pair where it should see writes to the other."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
