@@ -285,3 +285,16 @@ def test_info_and_usage(tmp_path: Path) -> None:
     from fusum.__main__ import main
 
     assert main([]) == 2
+
+
+def test_a_first_call_does_not_load_the_compiler() -> None:
+    code = """
+import sys, torch, fusum.attr
+model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+fusum.attr.FeatureAblation(lambda x: model(x)).attribute(torch.randn(5, 4), target=0)
+fusum.attr.LayerGradientShap(model, model[1]).attribute(torch.randn(5, 4), torch.randn(3, 4), target=0)
+fusum.attr.LayerFeatureAblation(model, model[0]).attribute(torch.randn(5, 4), target=0)
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n", done.stderr

@@ -61,8 +61,8 @@ class Folder:
             if overwrite:
                 for each in [*self.path.glob("parts/*"), *self.path.glob("rejected/*"), *self.path.glob("manifest-*")]:
                     each.unlink()
-            for each in self.path.rglob(".*.tmp") if lock == "exclusive" else ():  # of processes that were killed
-                each.unlink()
+            if lock == "exclusive":
+                self.sweep()
         except BlockingIOError:
             raise JobError(f"output: another process is at work in {self.path}") from None
         except OSError as error:
@@ -70,6 +70,11 @@ class Folder:
         self._load()
         if lock is not None:
             self.keep("job.json", json.dumps(self._job, indent=1).encode())
+
+    def sweep(self) -> None:
+        """Remove what processes left that were killed as they wrote; none may be at it."""
+        for each in self.path.rglob(".*.tmp"):
+            each.unlink()
 
     def write(self, unit: Unit, table: Any, rejected: Any) -> None:
         """Write the files of a unit and note it as done."""

@@ -46,6 +46,7 @@ def run_ray(job: Job, overwrite: bool) -> Summary:
                 raise JobError(f"{found['error']} (the same command goes on with what is left)")
             report.add(found["rows"], found["rejected"])
             skipped |= found["skipped"]
+        job.folder.sweep()  # of actors that died
     finally:
         report.close()
         job.folder.note(skipped)
