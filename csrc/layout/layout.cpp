@@ -115,7 +115,7 @@ void each_tensor(torch::jit::Stack* stack, size_t count, const F& f) {
 }
 
 // Whether a convolution gains by the layout. Patches that do not overlap are one product of matrices, and channels on
-// their own are none: those alone do not.
+// their own are none: those alone do not. Nor does one of small images by large weights, of which copies take memory.
 bool gains(const Tensor& x, const Tensor& weight, const torch::jit::Stack& stack, size_t count) {
   if (!is_image(x) || !is_image(weight) || at::autocast::is_autocast_enabled(at::kCPU)) {
     return false;
@@ -123,7 +123,7 @@ bool gains(const Tensor& x, const Tensor& weight, const torch::jit::Stack& stack
   const auto stride = torch::jit::peek(stack, 3, count).toIntVector();
   const bool patches = weight.size(2) > 1 && stride[0] >= weight.size(2);
   const bool apart = weight.size(1) == 1 && torch::jit::peek(stack, 8, count).toInt() > 1;
-  return lies_last(x) || !(patches || apart);
+  return weight.numel() <= 2 * x.numel() && (lies_last(x) || !(patches || apart));
 }
 
 // Weights channels_last; copied once a call, unless they are made anew at each forward.
@@ -145,15 +145,19 @@ Tensor weights_last(State& state, const Tensor& weight) {
   return last;
 }
 
-// What makes a convolution's output lie channels_last is that its weights do: torch then lays its input so.
-void convolve_last(State& state, torch::jit::Stack* stack, size_t count) {
+// Whether a convolution computes channels_last, as it does if its weights lie so: torch then lays its input so.
+bool convolve_last(State& state, torch::jit::Stack* stack, size_t count) {
   c10::IValue& weight = torch::jit::peek(*stack, 1, count);
   const Tensor given = weight.toTensor();
-  if (gains(torch::jit::peek(*stack, 0, count).toTensor(), given, *stack, count) &&
-      given.suggest_memory_format() != kLast) {
-    weight = weights_last(state, given);
-    state.used = true;
+  if (given.suggest_memory_format() == kLast) {
+    return true;
   }
+  if (!gains(torch::jit::peek(*stack, 0, count).toTensor(), given, *stack, count)) {
+    return false;
+  }
+  weight = weights_last(state, given);
+  state.used = true;
+  return true;
 }
 
 // The copy of an image that lies as it would have: what is written to it is written to the image.
@@ -280,9 +284,7 @@ void keep_layout(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch:
     return op.redispatchBoxed(below, stack);
   }
   const c10::impl::ExcludeDispatchKeyGuard off(kKey);
-  if (state && kind == Kind::kConvolve) {
-    convolve_last(*state, stack, count);
-  }
+  const bool convolves = state && kind == Kind::kConvolve && convolve_last(*state, stack, count);
   if (!state || !state->used) {
     return op.redispatchBoxed(below, stack);
   }
@@ -290,7 +292,7 @@ void keep_layout(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch:
   if (kind == Kind::kSlice && state->back) {
     return op.redispatchBoxed(below, stack);
   }
-  const bool keeps = kind == Kind::kKeep || kind == Kind::kConvolve;
+  const bool keeps = kind == Kind::kKeep || convolves;
   bool any = false;
   std::vector<std::pair<Tensor, Tensor>> replaced;
   if (keeps) {
