@@ -44,6 +44,11 @@ inline Tensor activate(Activation activation, const Tensor& x) {
   }
 }
 
+// The same, written over x.
+inline Tensor activate_in_place(Activation activation, Tensor x) {
+  return activation == Activation::kRelu ? at::relu_(x) : activate(activation, x);
+}
+
 // gradient times the slope at x, where the activation is y.
 inline Tensor back(Activation activation, const Tensor& gradient, const Tensor& x, const Tensor& y) {
   switch (activation) {
@@ -73,8 +78,10 @@ struct Layer {
   Tensor bias;
   Activation activation;
 
+  Tensor linear(const Tensor& input) const { return at::addmm(bias, input, weight.t()); }
+
   Values operator()(const Tensor& input) const {
-    const Tensor x = at::addmm(bias, input, weight.t());
+    const Tensor x = linear(input);
     return {x, activate(activation, x)};
   }
 };
