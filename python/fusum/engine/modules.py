@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def modules_of(model: Any) -> list[nn.Module]:
@@ -26,11 +27,4 @@ def modules_of(model: Any) -> list[nn.Module]:
 def has_hooks(module: nn.Module) -> bool:
     """Whether a module, not those inside it, has hooks."""
     own = vars(module)
-    if isinstance(module, torch.jit.ScriptModule):
-        return any(own.get(name) for name in HOOKS)
-    return bool(
-        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-    )
-
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(own.get(name) for name in HOOKS)

@@ -19,6 +19,7 @@ from ..settings import current
 from .hooks import HookSites, module_of, shapes_of
 from .images import channels_last
 from .model import Model, remember, remembers
+from .modules import modules_of
 from .prefix import Generators, Prefix
 from .probe import Mode, Probe, Readers, Rows, probing
 from .program import ProgramSites, layers_of
@@ -150,8 +151,7 @@ class Site:
     def _own(self) -> Iterator[Tensor | None]:
         """The model's buffers."""
         if self._buffers is None:
-            owner = self.model.key
-            self._buffers = [m._buffers for m in owner.modules()] if isinstance(owner, nn.Module) else []
+            self._buffers = [m._buffers for m in modules_of(self.model.key)]
         return (t for buffers in self._buffers for t in buffers.values())
 
     @property
