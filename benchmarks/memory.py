@@ -7,7 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,7 +36,8 @@ class Peak:
 
     def record(self) -> dict[str, str | float]:
         """One line of the CSV."""
-        return asdict(self) | {"fusum_over_captum": self.ratio}
+        found = {"fusum_mb": self.fusum, "captum_mb": self.captum, "fusum_over_captum": self.ratio}
+        return {"workload": self.workload, "setting": self.setting} | found
 
 
 def high_water(device: str) -> float:

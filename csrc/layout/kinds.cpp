@@ -19,6 +19,7 @@ Names words(const char* text) {
 
 Kind look_at(const c10::OperatorHandle& op) {
   static const Names convolutions = words("convolution _convolution");
+  static const Names normalising = words("native_batch_norm _native_batch_norm_legit_no_training");
   // These may return their operand, or a view of it, but are not declared to.
   static const Names sharing = words("contiguous reshape flatten unflatten ravel reshape_as view_as");
   // These are for the way back: what they leave may lie in neither way, as it would without us.
@@ -27,8 +28,8 @@ Kind look_at(const c10::OperatorHandle& op) {
   static const Names keeping = words(
       "_adaptive_avg_pool2d _adaptive_avg_pool2d_backward adaptive_max_pool2d adaptive_max_pool2d_backward "
       "avg_pool2d avg_pool2d_backward max_pool2d_with_indices max_pool2d_with_indices_backward mean sum "
-      "_native_batch_norm_legit _native_batch_norm_legit_no_training native_batch_norm native_batch_norm_backward "
-      "batch_norm_backward native_group_norm native_group_norm_backward convolution_backward "
+      "_native_batch_norm_legit native_batch_norm_backward batch_norm_backward native_group_norm "
+      "native_group_norm_backward convolution_backward "
       "_upsample_bicubic2d_aa _upsample_bilinear2d_aa upsample_bicubic2d upsample_bilinear2d "
       "upsample_bilinear2d_backward upsample_nearest2d upsample_nearest2d_backward cat constant_pad_nd "
       "_prelu_kernel _prelu_kernel_backward elu_backward hardswish hardswish_ hardswish_backward hardtanh_backward "
@@ -41,6 +42,9 @@ Kind look_at(const c10::OperatorHandle& op) {
   const std::string own = name.rfind("aten::", 0) == 0 ? name.substr(6) : "";
   if (convolutions.count(own) > 0) {
     return Kind::kConvolve;
+  }
+  if (normalising.count(own) > 0) {
+    return Kind::kNormalise;
   }
   if (sharing.count(own) > 0) {
     return Kind::kShare;

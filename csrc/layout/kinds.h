@@ -6,12 +6,13 @@
 namespace fusum::layout {
 
 enum class Kind {
-  kConvolve,  // may make images lie channels_last
-  kKeep,      // computes the same in either layout, and keeps it
-  kParts,     // is made of others, which are asked
-  kSlice,     // returns a part of its operand
-  kShare,     // returns its operand's memory otherwise: is given images as they would have lain, as are
-  kGive       // all others
+  kConvolve,   // may make images lie channels_last
+  kKeep,       // computes the same in either layout, and keeps it
+  kNormalise,  // a batch normalisation, which does so, too
+  kParts,      // is made of others, which are asked
+  kSlice,      // returns a part of its operand
+  kShare,      // returns its operand's memory otherwise: is given images as they would have lain, as are
+  kGive        // all others
 };
 
 Kind kind_of(const c10::OperatorHandle& op);

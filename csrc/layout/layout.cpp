@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "layout/frozen.h"
 #include "layout/kinds.h"
 
 namespace fusum::layout {
@@ -50,8 +51,11 @@ struct Twins {
 struct State {
   std::vector<Weights> weights;
   std::vector<Twins> twins;
+  bool plainly_all = false;  // no image of this call may lie channels_last
+  bool plainly = false;      // none of this forward
   bool used = false;
-  bool back = false;  // an operator is called on the way back
+  bool frozen = false;  // a batch normalisation has been called our way
+  bool back = false;    // an operator is called on the way back
 };
 
 namespace {
@@ -149,6 +153,9 @@ Tensor weights_last(State& state, const Tensor& weight) {
 bool convolve_last(State& state, torch::jit::Stack* stack, size_t count) {
   c10::IValue& weight = torch::jit::peek(*stack, 1, count);
   const Tensor given = weight.toTensor();
+  if (state.plainly) {
+    return false;
+  }
   if (given.suggest_memory_format() == kLast) {
     return true;
   }
@@ -284,6 +291,10 @@ void keep_layout(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch:
     return op.redispatchBoxed(below, stack);
   }
   const c10::impl::ExcludeDispatchKeyGuard off(kKey);
+  if (state && kind == Kind::kNormalise && normalise_frozen(op, stack)) {
+    state->frozen = true;
+    return;
+  }
   const bool convolves = state && kind == Kind::kConvolve && convolve_last(*state, stack, count);
   if (!state || !state->used) {
     return op.redispatchBoxed(below, stack);
@@ -292,7 +303,7 @@ void keep_layout(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch:
   if (kind == Kind::kSlice && state->back) {
     return op.redispatchBoxed(below, stack);
   }
-  const bool keeps = kind == Kind::kKeep || convolves;
+  const bool keeps = kind == Kind::kKeep || kind == Kind::kNormalise || convolves;
   bool any = false;
   std::vector<std::pair<Tensor, Tensor>> replaced;
   if (keeps) {
@@ -333,7 +344,8 @@ void Call::enter(bool plainly) {
   included_ = c10::impl::tls_is_dispatch_key_included(kKey);
   excluded_ = c10::impl::tls_is_dispatch_key_excluded(kKey);
   c10::impl::tls_set_dispatch_key_included(kKey, false);
-  outer_ = std::exchange(current(), plainly ? nullptr : std::make_shared<State>());
+  outer_ = std::exchange(current(), std::make_shared<State>());
+  current()->plainly_all = plainly;
 }
 
 void Call::leave() {
@@ -342,10 +354,11 @@ void Call::leave() {
   c10::impl::tls_set_dispatch_key_excluded(kKey, excluded_);
 }
 
-void On::enter(bool back) {
+void On::enter(bool plainly, bool back) {
   included_ = c10::impl::tls_is_dispatch_key_included(kKey);
   excluded_ = c10::impl::tls_is_dispatch_key_excluded(kKey);
   if (current()) {
+    plainly_ = std::exchange(current()->plainly, plainly || current()->plainly_all || (back && !current()->used));
     back_ = std::exchange(current()->back, back);
   }
   c10::impl::tls_set_dispatch_key_included(kKey, current() != nullptr);
@@ -356,6 +369,7 @@ void On::leave() {
   c10::impl::tls_set_dispatch_key_included(kKey, included_);
   c10::impl::tls_set_dispatch_key_excluded(kKey, excluded_);
   if (current()) {
+    current()->plainly = plainly_;
     current()->back = back_;
     if (!included_) {
       current()->twins.clear();
@@ -363,7 +377,7 @@ void On::leave() {
   }
 }
 
-bool used() { return current() && current()->used; }
+bool used() { return current() && (current()->used || current()->frozen); }
 
 }  // namespace fusum::layout
 

@@ -1,4 +1,5 @@
-// Images that lie channels_last inside a model, where convolutions run fastest; nothing but time tells.
+// Images that lie channels_last inside a model, where convolutions run fastest; nothing but time tells. What batch
+// normalisations keep for the way back is less there, too (frozen.h).
 #pragma once
 
 #include <c10/core/DispatchKey.h>
@@ -25,20 +26,21 @@ class Call {
   bool excluded_ = false;
 };
 
-// One forward or backward in which images may lie channels_last. Convolutions make them so, by weights that do;
-// operators that serve either layout leave them so; all others get what they would have got.
+// One forward or backward in which images may lie channels_last, unless it is plainly. Convolutions make them so, by
+// weights that do; operators that serve either layout leave them so; all others get what they would have got.
 class On {
  public:
-  void enter(bool back);
+  void enter(bool plainly, bool back);
   void leave();
 
  private:
   bool included_ = false;
   bool excluded_ = false;
+  bool plainly_ = false;
   bool back_ = false;
 };
 
-// Whether a convolution of the running call has made an image channels_last.
+// Whether the running call has anything to go back through: an image that lies channels_last, or a batch normalisation.
 bool used();
 
 }  // namespace fusum::layout

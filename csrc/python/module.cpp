@@ -104,12 +104,14 @@ PYBIND11_MODULE(_C, m) {
       .def("enter", &layout::Call::enter)
       .def("leave", &layout::Call::leave);
   struct Layout {
+    bool plainly;
     bool back;
     layout::On on;
   };
   py::class_<Layout>(m, "Layout")
-      .def(py::init([](bool back) { return Layout{back, {}}; }), py::arg("back") = false)
-      .def("__enter__", [](Layout& layout) { layout.on.enter(layout.back); })
+      .def(py::init([](bool plainly, bool back) { return Layout{plainly, back, {}}; }), py::kw_only(),
+           py::arg("plainly") = false, py::arg("back") = false)
+      .def("__enter__", [](Layout& layout) { layout.on.enter(layout.plainly, layout.back); })
       .def("__exit__", [](Layout& layout, const py::args&) { layout.on.leave(); });
   m.def("is_laid", &layout::used);
   py::class_<rules::On>(m, "On").def(py::init<>()).def("enter", &rules::On::enter).def("leave", &rules::On::leave);

@@ -1,4 +1,5 @@
-"""Images that lie channels_last inside a model on a CPU, where its convolutions run fastest (csrc/layout)."""
+"""Images inside a model on a CPU: they lie channels_last where its convolutions run fastest, and less is kept of them
+for the way back (csrc/layout)."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ from .. import backward, ops
 from ..settings import current
 from .modules import HOOKS, has_hooks, modules_of
 
-# Of less, laying out the weights takes what the layout gains.
+# Of less, laying out the weights takes what the layout gains; and to look at every operator, what is kept less.
 _SIDES, _ROWS, _PIXELS = 16 * 16, 8, 2**17
+_KEPT_PIXELS = 2**15
 _GLOBAL_HOOKS = tuple([getattr(torch.nn.modules.module, f"_global{name}") for name in HOOKS])
 _PLAIN: AbstractContextManager[None] = nullcontext()
 
@@ -25,9 +27,10 @@ def channels_last(owner: Any, args: Sequence[Any]) -> AbstractContextManager[Non
     images = [a for a in args if isinstance(a, Tensor) and a.dim() == 4]
     if not images or ops.compiled is None or not all(_is_plain(x) for x in images):
         return _PLAIN
-    if not any(_is_large(x) for x in images) or current().backend == "reference" or _is_watched(owner):
+    large = any(_is_large(x) for x in images)
+    if not (large or any(_keeps_much(x) for x in images)) or current().backend == "reference" or _is_watched(owner):
         return _PLAIN
-    return ops.compiled.Layout()  # type: ignore[no-any-return]
+    return ops.compiled.Layout(plainly=not large)  # type: ignore[no-any-return]
 
 
 def run_backward(y: Tensor, root: Tensor, inputs: Sequence[Any], keep_graph: bool = False) -> tuple[Tensor | None, ...]:
@@ -62,6 +65,11 @@ def _is_plain(x: Tensor) -> bool:
 def _is_large(x: Tensor) -> bool:
     rows, _, height, width = x.shape
     return height * width >= _SIDES and (rows >= _ROWS or rows * height * width >= _PIXELS)
+
+
+def _keeps_much(x: Tensor) -> bool:
+    rows, _, height, width = x.shape
+    return height * width >= _SIDES and rows * height * width >= _KEPT_PIXELS
 
 
 def _is_watched(owner: Any) -> bool:
