@@ -18,7 +18,6 @@ from .mode import QuickMode
 # weights are then read once for all of them (python -m benchmarks.chunks).
 _CPU_BYTES = 32 * 2**20
 _CPU_FEW_ROWS, _CPU_FEW_BYTES = 20, 256 * 2**20
-_CPU_MOST_ROWS = 8192
 # A forward without gradients holds what an operator takes and what it returns, twice its largest tensor at most. As it
 # keeps nothing, it stays in the caches, if it is given less; and it needs fewer rows, as it has a third of the work.
 _AT_ONCE, _FORWARD_BYTES, _FORWARD_FEW_ROWS = 2, 12 * 2**20, 8
@@ -136,7 +135,7 @@ def _rows(bytes_a_row: int, device: torch.device, forward_only: bool = False) ->
     if device.type == "cuda" or current().memory is not None:
         return most
     few, wanted = (_FORWARD_FEW_ROWS, _FORWARD_BYTES) if forward_only else (_CPU_FEW_ROWS, _CPU_BYTES)
-    return min(most, _CPU_MOST_ROWS, max(few, wanted // bytes_a_row))
+    return min(most, max(few, wanted // bytes_a_row))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ code of other modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, reduce
 from operator import attrgetter
@@ -24,6 +24,7 @@ from ..plan.target import Target
 from ..rules.turn import is_ruled
 from .graph import inline
 from .model import Model
+from .modules import modules_of
 
 _jit: Any = torch._C  # not all of it is in the stubs
 _PLAIN = (Tensor, nn.Parameter)
@@ -114,17 +115,33 @@ def forward_only(model: Model, arguments: Arguments) -> Model:
 
 def perceptron(model: Any) -> Perceptron | None:
     """The layers of a model, if it is a perceptron; None of others, and where something may look on."""
-    if is_ruled() or torch.is_autocast_enabled("cpu") or _jit._get_tracing_state() is not None:
-        return None
-    if _jit._len_torch_function_stack() or _jit._len_torch_dispatch_stack():
-        return None
-    if _jit._functorch.peek_interpreter_stack() is not None or nn.modules.module._has_any_global_hook():
+    if _looks_on():
         return None
     if isinstance(model, torch.jit.ScriptModule):
         return _read(model, _of_script)
     if isinstance(model, torch.fx.GraphModule):
         return _read(model, _of_graph)
     return _assemble(_of_modules(model, [])) if type(model) is nn.Sequential else None
+
+
+def ahead(model: Any, layers: Sequence[nn.Module]) -> tuple[Perceptron, list[nn.Module]] | None:
+    """The perceptron that a sequence runs before the first of some of its layers, and its modules from there on."""
+    if type(model) is not nn.Sequential or _looks_on() or _is_watched(model):
+        return None
+    modules = list(vars(model)["_modules"].values())
+    first = next((i for i, module in enumerate(modules) if any(module is layer for layer in layers)), 0)
+    before = _assemble([found for module in modules[:first] for found in _of_modules(module, [])])
+    inside = {id(module) for each in modules[:first] for module in modules_of(each)}
+    return None if before is None or inside & {id(layer) for layer in layers} else (before, modules[first:])
+
+
+def _looks_on() -> bool:
+    """Whether something sees each operator or module of the calling thread's forward."""
+    if is_ruled() or torch.is_autocast_enabled("cpu") or _jit._get_tracing_state() is not None:
+        return True
+    if _jit._len_torch_function_stack() or _jit._len_torch_dispatch_stack():
+        return True
+    return _jit._functorch.peek_interpreter_stack() is not None or nn.modules.module._has_any_global_hook()
 
 
 def _assemble(layers: Iterable[Layer]) -> Perceptron | None:
