@@ -27,6 +27,8 @@ from .repeats import Repeats, distinct, pairs
 
 # What the rows of a model may depend on, by model: parts of it and shapes of which rows are known to be apart.
 _apart: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
+# The same of models that return one number for each example.
+_single: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
 
 
 class Game:
@@ -81,6 +83,28 @@ class Game:
     def apart(self) -> bool:
         """Whether the output has a row for each example, which no other example's row has influence on."""
         return self._is_known or (self._may_be_apart() and self._probe())
+
+    @cached_property
+    def groups(self) -> int:
+        """How many models explain the output: one for each example, or one where it is one number for all of them."""
+        target = self.arguments.target
+        key = self._form(), len(target.column) if target.rows is None else target.rows.shape[1]
+        if self._is_known and key in _single.get(self._model.key, ()):
+            return self.examples  # and the inputs need not be evaluated on their own
+        full, examples = self.full, self.examples
+        if full.numel() not in (1, examples):
+            raise ArgumentError(
+                f"forward_func: returned {full.numel()} numbers for {examples} examples, of shape "
+                f"{tuple(full.shape)}; expected one for each of them, or one for all (is a target missing?)"
+            )
+        if full.numel() == 1 < examples and self.per_eval > 1:
+            raise ArgumentError(
+                f"perturbations_per_eval: got {self.per_eval}; expected 1, as forward_func returns one number for all "
+                "examples"
+            )
+        if self._is_known and full.numel() == examples:
+            _single.setdefault(self._model.key, set()).add(key)
+        return full.numel()
 
     def _may_be_apart(self) -> bool:
         if couples_rows(self._model.key) or self.full.dim() == 0 or len(self.full) != self.examples:

@@ -14,7 +14,6 @@ from ..plan.spec import Call
 from .batch import Tensors
 from .functions import Draws, checked_row, fitted, weight
 from .game import Game
-from .space import one_for_each
 
 # Samples are kept until so many bytes of them are evaluated.
 _MOST_BYTES = 64 * 2**20
@@ -38,7 +37,7 @@ class Based:
 
 def explain(based: Based, call: Call, game: Game, n_samples: int) -> Tensor:
     """What represents the model that is fitted to n_samples."""
-    if one_for_each(game.full, game.examples, game.per_eval) > 1:
+    if game.groups > 1:
         raise ArgumentError(
             f"inputs: got {game.examples} examples, for each of which forward_func returns a number; expected one "
             "example, or one number for all (Lime explains examples one by one)"

@@ -37,7 +37,7 @@ class Space:
         if self.size > self.features.count:
             self._used = (self.features.labels - self._lowest).to(self.device)
         self._warn()
-        self.groups = one_for_each(game.full, game.examples, game.per_eval)
+        self.groups = game.groups
 
     def _warn(self) -> None:
         if self._lowest:
@@ -170,20 +170,6 @@ class Space:
         """Scores [features] of the only group in the form of an input: of several examples one row for all."""
         rows = len(x) if self.arguments.examples == 1 else min(1, len(x))
         return scores[ids[:rows].long().to(scores.device)].expand(rows, *x.shape[1:])
-
-
-def one_for_each(full: Tensor, examples: int, per_eval: int) -> int:
-    """How many models explain an output: one for each example, or one where it is one number for all of them."""
-    if full.numel() not in (1, examples):
-        raise ArgumentError(
-            f"forward_func: returned {full.numel()} numbers for {examples} examples, of shape {tuple(full.shape)}; "
-            "expected one for each of them, or one for all (is a target missing?)"
-        )
-    if full.numel() == 1 < examples and per_eval > 1:
-        raise ArgumentError(
-            f"perturbations_per_eval: got {per_eval}; expected 1, as forward_func returns one number for all examples"
-        )
-    return full.numel()
 
 
 def _has_rows(a: Any, examples: int) -> bool:
