@@ -26,7 +26,7 @@ from fusum.attr import (
     NeuronGradient,
     Occlusion,
 )
-from fusum.engine import images
+from fusum.engine import cpu
 from layout_nets import TAILS, Net
 from models import noise
 
@@ -36,14 +36,14 @@ Off = Callable[[Callable[[], Any]], Any]
 KEY = "TESTING_ONLY_GenericWrapper"
 
 
-HAS_COMPILED = images._has_compiled
+HAS_COMPILED = cpu._has_compiled
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of a few pixels are laid out, too, also after another test has called torch.compile."""
-    monkeypatch.setattr(images, "_SIDES", 1)
-    monkeypatch.setattr(images, "_has_compiled", lambda: False)
+    monkeypatch.setattr(cpu, "_SIDES", 1)
+    monkeypatch.setattr(cpu, "_has_compiled", lambda: False)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def off(monkeypatch: pytest.MonkeyPatch) -> Off:
 
     def call(work: Callable[[], Any]) -> Any:
         with monkeypatch.context() as patched:
-            patched.setattr(images, "_is_large", lambda x: False)
+            patched.setattr(cpu, "_is_large", lambda x: False)
             return work()
 
     return call
@@ -141,7 +141,7 @@ def test_every_rule_and_format(method: str, form: str, off: Off) -> None:
 def test_what_is_compiled_sees_what_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
     ramp = torch.linspace(-1, 1, 8 * 6 * 6)
     compiled = torch.compile(lambda y: y.view(len(y), -1) * ramp, backend="eager")
-    monkeypatch.setattr(images, "_has_compiled", HAS_COMPILED)
+    monkeypatch.setattr(cpu, "_has_compiled", HAS_COMPILED)
     model = convolutional()[0]
     function = lambda x: compiled(model(x)).sum(1)  # noqa: E731
     expected = InputXGradient(lambda x: (model(x).flatten(1) * ramp).sum(1)).attribute(batch(9))
@@ -179,7 +179,7 @@ def test_what_would_not_gain_lies_as_it_comes(monkeypatch: pytest.MonkeyPatch) -
     with config(backend="reference"):
         InputXGradient(model).attribute(batch(16), target=1)
     DeepLiftShap(model).attribute(batch(9), noise(5, 3, 6, 6, seed=4), target=1)
-    monkeypatch.setattr(images, "_SIDES", 49)
+    monkeypatch.setattr(cpu, "_SIDES", 49)
     InputXGradient(model).attribute(batch(16), target=1)
     assert len(layouts) == 5
     assert not any(layouts)

@@ -5,8 +5,9 @@
 #include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "layout/layout.h"
 #include "memory/arena.h"
+#include "model/intercept.h"
+#include "ops/product.h"
 #include "rules/rules.h"
 
 namespace fusum {
@@ -99,21 +100,22 @@ PYBIND11_MODULE(_C, m) {
       .def("enter", &memory::Arena::enter)
       .def("leave", &memory::Arena::leave);
   m.def("kept", &memory::kept);
-  py::class_<layout::Call>(m, "LayoutCall")
+  py::class_<model::Call>(m, "Call")
       .def(py::init<>())
-      .def("enter", &layout::Call::enter)
-      .def("leave", &layout::Call::leave);
-  struct Layout {
+      .def("enter", &model::Call::enter)
+      .def("leave", &model::Call::leave);
+  struct OurWay {
     bool plainly;
     bool back;
-    layout::On on;
+    model::On on;
   };
-  py::class_<Layout>(m, "Layout")
-      .def(py::init([](bool plainly, bool back) { return Layout{plainly, back, {}}; }), py::kw_only(),
+  py::class_<OurWay>(m, "OurWay")
+      .def(py::init([](bool plainly, bool back) { return OurWay{plainly, back, {}}; }), py::kw_only(),
            py::arg("plainly") = false, py::arg("back") = false)
-      .def("__enter__", [](Layout& layout) { layout.on.enter(layout.plainly, layout.back); })
-      .def("__exit__", [](Layout& layout, const py::args&) { layout.on.leave(); });
-  m.def("is_laid", &layout::used);
+      .def("__enter__", [](OurWay& way) { way.on.enter(way.plainly, way.back); })
+      .def("__exit__", [](OurWay& way, const py::args&) { way.on.leave(); });
+  m.def("is_changed", &model::changed);
+  m.def("multiplies_faster", &is_onednn_faster);
   py::class_<rules::On>(m, "On").def(py::init<>()).def("enter", &rules::On::enter).def("leave", &rules::On::leave);
 }
 

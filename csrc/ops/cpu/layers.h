@@ -9,13 +9,16 @@
 #include <vector>
 
 #include "ops/checks.h"
+#include "ops/product.h"
 
 namespace fusum::cpu {
 
 using at::Tensor;
 
-// Activations of a block stay in a core's cache, but a block has rows enough to be worth reading all weights for.
+// Activations of a block stay in a core's cache, or in that of all where oneDNN's products gain by more rows; but a
+// block has rows enough to be worth reading all weights for.
 constexpr int64_t kCacheBytes = 1 << 19;
+constexpr int64_t kOneDnnBytes = 1 << 22;
 constexpr int64_t kLeastRows = 64;
 
 enum class Activation { kNone, kRelu, kTanh, kSigmoid, kSilu, kGelu };
@@ -78,7 +81,18 @@ struct Layer {
   Tensor bias;
   Activation activation;
 
-  Tensor linear(const Tensor& input) const { return at::addmm(bias, input, weight.t()); }
+  Tensor linear(const Tensor& input) const {
+    return gains(input) ? onednn_product(input, weight, bias) : at::addmm(bias, input, weight.t());
+  }
+
+  // The gradient of what the layer takes from that of what it returns.
+  Tensor back(const Tensor& gradient) const {
+    return gains(gradient) ? onednn_product(gradient, weight.t(), {}) : at::mm(gradient, weight);
+  }
+
+  bool gains(const Tensor& rows) const {
+    return rows.scalar_type() == at::kFloat && gains_by_onednn(rows.size(0), weight.size(1), weight.size(0));
+  }
 
   Values operator()(const Tensor& input) const {
     const Tensor x = linear(input);
@@ -147,7 +161,8 @@ struct Layers {
       widest = std::max(widest, layer.weight.size(1) + 2 * layer.weight.size(0));
     }
     const int64_t width = keeps ? kept : widest;
-    const int64_t fitting = kCacheBytes / (width * static_cast<int64_t>(points.element_size()));
+    const int64_t bytes = points.scalar_type() == at::kFloat && is_onednn_faster() ? kOneDnnBytes : kCacheBytes;
+    const int64_t fitting = bytes / (width * static_cast<int64_t>(points.element_size()));
     return 2 * std::max<int64_t>(1, rows / (2 * std::max(kLeastRows, fitting)));
   }
 };

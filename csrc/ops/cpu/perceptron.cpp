@@ -76,11 +76,10 @@ struct Perceptron {
       const Layer& layer = layers.all[i];
       gradient = references ? back(layer, gradient, at[i], reference[i], eps) : back(layer, gradient, at[i]);
       if (i > 0) {
-        gradient = at::mm(gradient, layer.weight);
+        gradient = layer.back(gradient);
       }
     }
-    Tensor part = gradients.narrow(0, start, count);
-    at::mm_out(part, gradient, layers.all[0].weight);
+    gradients.narrow(0, start, count).copy_(layers.all[0].back(gradient));
   }
 
   Layers layers;

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ArgumentError, NoGradientError
 from ..plan.arguments import as_extra
 from ..plan.target import Target
-from .images import run_backward
+from .cpu import run_backward
 from .model import explained
 
 

@@ -16,9 +16,9 @@ from ..plan.spec import Cam, Fold, Neuron
 from ..rules.guided import guided
 from ..rules.turn import is_ruled
 from .batch import Tensors
+from .cpu import run_backward
 from .first import nodes, wide
 from .gradients import Unused, differentiate, filled
-from .images import run_backward
 from .model import Model
 from .probe import Mode
 from .site import Held, Site

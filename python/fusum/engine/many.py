@@ -14,8 +14,8 @@ from ..errors import ArgumentError
 from ..plan.spec import Fold, Pair
 from ..rules.tape import Tape, Unpairable
 from .batch import Block, Tensors
+from .cpu import run_backward
 from .gradients import filled, require_gradient
-from .images import run_backward
 from .memory import is_out_of_memory
 from .pairs import Pairing, Reached, Recorded
 from .values import completeness_gap

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, ArgumentTypeError
+from .cpu import our_way
 from .graph import function
-from .images import channels_last
 
 # What an exported program takes, by program: (its module where the program is not one itself, low, high).
 _exported: WeakKeyDictionary[Any, tuple[nn.Module | None, int, int | None]] = WeakKeyDictionary()
@@ -51,7 +51,7 @@ class Model:
 
     def run(self, args: tuple[Any, ...]) -> Any:
         """What the model returns at its arguments."""
-        with channels_last(self.key, args):
+        with our_way(self.key, args):
             return self.call(*args)
 
     def given(self, inputs: tuple[Tensor | None, ...], extra: tuple[Any, ...], rows: int) -> tuple[Any, ...]:

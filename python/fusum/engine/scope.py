@@ -22,7 +22,7 @@ class scope:
     call and some calls take 300 microseconds.)
     """
 
-    __slots__ = ("_inference", "_layout", "_optimised", "_outer", "_plainly", "_sparing", "_was_grad")
+    __slots__ = ("_inference", "_optimised", "_outer", "_plainly", "_sparing", "_was_grad", "_ways")
 
     def __init__(self, sparing: bool = False, plainly: bool = False) -> None:
         self._sparing = sparing
@@ -41,14 +41,14 @@ class scope:
         if _arena is not None:
             _arena.enter(self._sparing)
         if ops.compiled is not None:
-            self._layout = ops.compiled.LayoutCall()
-            self._layout.enter(self._plainly)
+            self._ways = ops.compiled.Call()
+            self._ways.enter(self._plainly)
         torch._C._set_grad_enabled(True)
 
     def __exit__(self, *error: object) -> None:
         torch._C._set_grad_enabled(self._was_grad)
         if ops.compiled is not None:
-            self._layout.leave()
+            self._ways.leave()
         if _arena is not None:
             _arena.leave()
         if self._outer is not None:

@@ -16,8 +16,8 @@ from ..plan.spec import Layer
 from ..rules.state import below
 from ..rules.turn import is_ruled
 from ..settings import current
+from .cpu import our_way
 from .hooks import HookSites, module_of, shapes_of
-from .images import channels_last
 from .model import Model, remember, remembers
 from .modules import modules_of
 from .prefix import Generators, Prefix
@@ -228,7 +228,7 @@ class Site:
             kept, key = self._remembered(_settled, args)
             self._is_settled = key in kept
         if self._is_settled:
-            with channels_last(self.model.key, args):
+            with our_way(self.model.key, args):
                 return self._forward(probe, args, stop, around)
         probe.pairs = []
         out = self._forward(probe, args, False, around)

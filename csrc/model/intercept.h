@@ -1,12 +1,12 @@
-// Images that lie channels_last inside a model, where convolutions run fastest; nothing but time tells. What batch
-// normalisations keep for the way back is less there, too (frozen.h).
+// Operators inside a model on the CPU, called in our own way where nothing but time and memory tells: by interception
+// in the dispatcher.
 #pragma once
 
 #include <c10/core/DispatchKey.h>
 
 #include <memory>
 
-namespace fusum::layout {
+namespace fusum::model {
 
 // A spare key below that of rules: an operator that a thread calls while the key is on comes to us next.
 constexpr auto kKey = c10::DispatchKey::TESTING_ONLY_GenericWrapper;
@@ -26,8 +26,9 @@ class Call {
   bool excluded_ = false;
 };
 
-// One forward or backward in which images may lie channels_last, unless it is plainly. Convolutions make them so, by
-// weights that do; operators that serve either layout leave them so; all others get what they would have got.
+// One forward or backward in which operators are called our way. plainly: images lie as they were given. Else
+// convolutions make them channels_last, by weights that are; operators that serve either layout leave them so; all
+// others get what they would have got.
 class On {
  public:
   void enter(bool plainly, bool back);
@@ -40,7 +41,7 @@ class On {
   bool back_ = false;
 };
 
-// Whether the running call has anything to go back through: an image that lies channels_last, or a batch normalisation.
-bool used();
+// Whether the running call has anything to go back through that was called our way.
+bool changed();
 
-}  // namespace fusum::layout
+}  // namespace fusum::model

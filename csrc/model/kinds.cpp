@@ -1,4 +1,4 @@
-#include "layout/kinds.h"
+#include "model/kinds.h"
 
 #include <iterator>
 #include <sstream>
@@ -6,7 +6,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
-namespace fusum::layout {
+namespace fusum::model {
 namespace {
 
 using Names = std::unordered_set<std::string>;
@@ -46,6 +46,9 @@ Kind look_at(const c10::OperatorHandle& op) {
   if (normalising.count(own) > 0) {
     return Kind::kNormalise;
   }
+  if (own == "linear") {
+    return Kind::kLinear;
+  }
   if (sharing.count(own) > 0) {
     return Kind::kShare;
   }
@@ -78,4 +81,4 @@ Kind kind_of(const c10::OperatorHandle& op) {
   return found != known.end() ? found->second : known.emplace(op, look_at(op)).first->second;
 }
 
-}  // namespace fusum::layout
+}  // namespace fusum::model

@@ -1,14 +1,15 @@
-#include "layout/frozen.h"
+#include "model/frozen.h"
 
 #include <ATen/ATen.h>
-#include <ATen/FuncTorchTLS.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <optional>
 #include <tuple>
 #include <vector>
 
-namespace fusum::layout {
+#include "model/bare.h"
+
+namespace fusum::model {
 namespace {
 
 using at::Tensor;
@@ -59,20 +60,6 @@ bool is_constant(const std::optional<Tensor>& x, at::ScalarType dtype) {
   return !x || ((!x->requires_grad() || x->is_leaf()) && x->scalar_type() == dtype);
 }
 
-// Whether a transform of functorch runs, which knows nothing of functions such as ours.
-bool is_transformed() {
-  const auto& functorch = at::functorch::functorchTLSAccessor();
-  if (!functorch) {
-    return false;
-  }
-  try {
-    functorch->checkSupportsCppAutogradFunction();
-  } catch (const c10::Error&) {
-    return true;
-  }
-  return false;
-}
-
 }  // namespace
 
 bool normalise_frozen(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
@@ -91,8 +78,8 @@ bool normalise_frozen(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
                           operand(count - 2).toDouble(),
                           operand(count - 1).toDouble()};
   const Tensor& x = given.x;
-  const bool goes_back = at::GradMode::is_enabled() && x.requires_grad() && !x._fw_grad(0).defined();
-  if (!goes_back || !given.mean || !given.variance || is_transformed()) {
+  const bool goes_back = at::GradMode::is_enabled() && x.requires_grad();
+  if (!goes_back || !given.mean || !given.variance || !goes_back_at_most(x)) {
     return false;
   }
   for (const auto& t : {given.weight, given.bias, given.mean, given.variance}) {
@@ -107,4 +94,4 @@ bool normalise_frozen(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   return true;
 }
 
-}  // namespace fusum::layout
+}  // namespace fusum::model
