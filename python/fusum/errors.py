@@ -15,6 +15,10 @@ class TargetError(ArgumentError, IndexError, RuntimeError):
     """A target outside the model's output, or a neuron outside its layer; torch's own error of it is one of these."""
 
 
+class MissingTargetError(TargetError, TypeError):
+    """No target where an output has several numbers; also a TypeError, as Python's own of a missing argument is."""
+
+
 class NoGradientError(ArgumentError, RuntimeError):
     """The output does not depend on what is explained; also a RuntimeError, as autograd's own error is."""
 

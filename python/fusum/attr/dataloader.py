@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import chain
 from typing import Any
 
 import torch
@@ -94,10 +93,9 @@ class DataLoaderAttribution(Attribution):
             raise ArgumentTypeError(f"dataloader: got {got}; expected a loader that can be read more than once")
         counted = nullcontext() if profile.calls is None else profile.timed(type(self).__name__, None)
         with counted, bar(self, show_progress), scope():
-            batches = iter(dataloader)
-            first = next(batches, None)
+            first = next(iter(dataloader), None)
             opened = _open(first, view(self.forward_func), input_roles, baselines, feature_mask)
-            lost = _Metrics(opened, reduce, to_metric).lost(chain([first], batches), dataloader, per_pass)
+            lost = _Metrics(opened, reduce, to_metric).lost(dataloader, per_pass)
             return opened.build(lost, return_input_shape)
 
     attribute_future = no_future
@@ -244,10 +242,10 @@ class _Metrics:
         self._opened, self._reduce, self._to_metric = opened, reduce or _collected, to_metric
         self._rows: int | None = None  # of a pass
 
-    def lost(self, batches: Iterable[Any], dataloader: Iterable[Any], per_pass: int) -> Tensor:
-        """What the metric loses by each feature: [numbers, features]. batches: of the first pass."""
+    def lost(self, dataloader: Iterable[Any], per_pass: int) -> Tensor:
+        """What the metric loses by each feature: [numbers, features]."""
         count = self._opened.features.count
-        (full,) = self._pass(batches, [_NONE])
+        (full,) = self._pass(dataloader, [_NONE])
         found = []
         for start in range(0, count, per_pass):
             metrics = self._pass(dataloader, range(start, min(start + per_pass, count)))
@@ -277,10 +275,9 @@ class _Metrics:
                 given = self._opened.without(feature, elements)
                 states[i] = self._reduce(states[i], self._opened.forward(given, rows), given)
                 progress.advance(rows)
-        if seen != (self._rows or seen):
-            raise ArgumentError(
-                f"dataloader: got {seen} examples in a later pass; expected {self._rows}, as in the first"
-            )
+        if seen != (self._rows or seen) or not seen:
+            expected = "some" if self._rows is None else self._rows
+            raise ArgumentError(f"dataloader: got {seen} examples in a later pass; expected {expected}, as in the first")
         self._rows = seen
         return [self._metric(state) for state in states]
 

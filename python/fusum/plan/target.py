@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, ArgumentTypeError, TargetError
+from ..errors import ArgumentError, ArgumentTypeError, MissingTargetError, TargetError
 
 
 @dataclass(slots=True)
@@ -114,7 +114,8 @@ def _check_bounds(raw: Any, bounds: tuple[tuple[int, int], ...], out: Tensor) ->
     left = sizes[len(bounds) :]
     if left.numel() != 1:
         missing = f"expected an index of one number of each example, but {tuple(left)} are left"
-        raise TargetError(f"target: got {_for(raw, out)}; {missing}")
+        kind = MissingTargetError if raw is None else TargetError
+        raise kind(f"target: got {_for(raw, out)}; {missing}")
 
 
 def _check_rows(raw: Any, rows: Tensor, out: Tensor) -> None:
