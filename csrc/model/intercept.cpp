@@ -10,6 +10,7 @@
 #include "model/kinds.h"
 #include "model/layout.h"
 #include "model/linear.h"
+#include "model/pool.h"
 
 namespace fusum::model {
 
@@ -40,13 +41,15 @@ bool are_bare(torch::jit::Stack* stack, size_t count) {
 
 // Whether an operator of this kind may be called our way.
 bool concerns(const State& state, Kind kind) {
-  return state.images.used || kind == Kind::kConvolve || kind == Kind::kNormalise || kind == Kind::kLinear;
+  return state.images.used || kind == Kind::kConvolve || kind == Kind::kNormalise || kind == Kind::kLinear ||
+         kind == Kind::kPool;
 }
 
 // Calls an operator that has another way, if that is of use.
 bool called_otherwise(const c10::OperatorHandle& op, Kind kind, torch::jit::Stack* stack) {
   const c10::impl::ExcludeDispatchKeyGuard off(kKey);
-  return (kind == Kind::kLinear && multiply_faster(stack)) || (kind == Kind::kNormalise && normalise_frozen(op, stack));
+  return (kind == Kind::kLinear && multiply_faster(stack)) || (kind == Kind::kPool && pool_faster(stack)) ||
+         (kind == Kind::kNormalise && normalise_frozen(op, stack));
 }
 
 void intercept(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {

@@ -27,7 +27,7 @@ Kind look_at(const c10::OperatorHandle& op) {
   // These compute the same in either layout, and keep it; as do those that go element by element.
   static const Names keeping = words(
       "_adaptive_avg_pool2d _adaptive_avg_pool2d_backward adaptive_max_pool2d adaptive_max_pool2d_backward "
-      "avg_pool2d avg_pool2d_backward max_pool2d_with_indices max_pool2d_with_indices_backward mean sum "
+      "avg_pool2d avg_pool2d_backward max_pool2d_with_indices_backward mean sum "
       "_native_batch_norm_legit native_batch_norm_backward batch_norm_backward native_group_norm "
       "native_group_norm_backward convolution_backward "
       "_upsample_bicubic2d_aa _upsample_bilinear2d_aa upsample_bicubic2d upsample_bilinear2d "
@@ -48,6 +48,9 @@ Kind look_at(const c10::OperatorHandle& op) {
   }
   if (own == "linear") {
     return Kind::kLinear;
+  }
+  if (own == "max_pool2d_with_indices") {
+    return Kind::kPool;
   }
   if (sharing.count(own) > 0) {
     return Kind::kShare;

@@ -197,7 +197,7 @@ void call_on_images(Images& images, const c10::OperatorHandle& op, Kind kind, bo
   if (kind == Kind::kSlice && back) {
     return op.redispatchBoxed(below, stack);
   }
-  const bool keeps = kind == Kind::kKeep || kind == Kind::kNormalise || convolves;
+  const bool keeps = kind == Kind::kKeep || kind == Kind::kNormalise || kind == Kind::kPool || convolves;
   bool any = false;
   std::vector<std::pair<Tensor, Tensor>> replaced;
   if (keeps) {

@@ -13,7 +13,7 @@ namespace fusum::model {
 // A convolution's weights, and the same channels_last.
 struct Weights {
   at::Tensor given;  // without graph: the memory, and the version that was copied
-  uint32_t version;
+  int64_t version;
   at::Tensor last;
 
   bool of(const at::Tensor& weight) const;

@@ -1,7 +1,7 @@
 """Operators inside a model on a CPU, called in our own way where nothing but time and memory tells (csrc/model).
 
-Images lie channels_last where convolutions run fastest; batch normalisations keep no image for the way back; large
-matrices are multiplied by the faster library.
+Images lie channels_last where convolutions run fastest; batch normalisations keep no image for the way back; max-pools
+have no branches; large matrices are multiplied by the faster library.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .. import backward, ops
 from ..settings import current
 from .modules import HOOKS, has_hooks, modules_of
 
-# Of less, laying out the weights takes what the layout gains; and to look at every operator, what is kept less.
+# Of less, laying out the weights takes what the layout gains; and to look at every operator, what that gains.
 _SIDES, _ROWS, _PIXELS = 16 * 16, 8, 2**17
-_KEPT_PIXELS = 2**13
+_SOME_PIXELS = 2**13
 # Multiplications in a model's largest layer, from where on it is worth looking for it; a guess of its weights.
 _PRODUCTS, _WEIGHTS = 2**21, 2**14
 _GLOBAL_HOOKS = tuple([getattr(torch.nn.modules.module, f"_global{name}") for name in HOOKS])
@@ -37,7 +37,7 @@ def our_way(owner: Any, args: Sequence[Any]) -> AbstractContextManager[None]:
     images = [x for x in tensors if x.dim() == 4]
     plain = all(_is_plain(x) for x in images)
     large = plain and any(_is_large(x) for x in images)
-    if not large and not (plain and any(_keeps_much(x) for x in images)) and not _multiplies_much(owner, tensors):
+    if not large and not (plain and any(_is_some(x) for x in images)) and not _multiplies_much(owner, tensors):
         return _PLAIN
     if current().backend == "reference" or _has_compiled() or _is_compiled(owner):
         return _PLAIN
@@ -78,9 +78,9 @@ def _is_large(x: Tensor) -> bool:
     return height * width >= _SIDES and (rows >= _ROWS or rows * height * width >= _PIXELS)
 
 
-def _keeps_much(x: Tensor) -> bool:
+def _is_some(x: Tensor) -> bool:
     rows, _, height, width = x.shape
-    return height * width >= _SIDES and rows * height * width >= _KEPT_PIXELS
+    return rows * height * width >= _SOME_PIXELS
 
 
 def _multiplies_much(owner: Any, tensors: Sequence[Tensor]) -> bool:
