@@ -276,8 +276,8 @@ class _Metrics:
                 states[i] = self._reduce(states[i], self._opened.forward(given, rows), given)
                 progress.advance(rows)
         if seen != (self._rows or seen) or not seen:
-            expected = "some" if self._rows is None else self._rows
-            raise ArgumentError(f"dataloader: got {seen} examples in a later pass; expected {expected}, as in the first")
+            expected = f"expected {self._rows or 'some'}, as in the first"
+            raise ArgumentError(f"dataloader: got {seen} examples in a later pass; {expected}")
         self._rows = seen
         return [self._metric(state) for state in states]
 

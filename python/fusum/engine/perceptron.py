@@ -23,7 +23,7 @@ from ..plan.spec import PERTURBING, PLAIN, Plan, Rescale
 from ..plan.target import Target
 from ..rules.turn import is_ruled
 from .graph import inline
-from .model import Model
+from .model import ONE_OPERATOR, Model
 from .modules import modules_of
 
 _jit: Any = torch._C  # not all of it is in the stubs
@@ -110,7 +110,7 @@ def forward_only(model: Model, arguments: Arguments) -> Model:
     """The same model, in one operator if it is a perceptron."""
     inputs = arguments.inputs
     found = None if arguments.extra or len(inputs) > 1 else perceptron(model.call)
-    return model if found is None or not found.takes(inputs[0]) else model.only(found.outputs_of, "perceptron")
+    return model if found is None or not found.takes(inputs[0]) else model.only(found.outputs_of, ONE_OPERATOR)
 
 
 def perceptron(model: Any) -> Perceptron | None:

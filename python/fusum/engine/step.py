@@ -19,7 +19,7 @@ from .batch import Block, Tensors
 from .first import PathSum, nodes, stops
 from .gradients import Unused, differentiate
 from .layers import conducted, guided_cam, neuron_model
-from .model import Model, bare, check_rows, uncompiled, view
+from .model import ONE_OPERATOR, Model, bare, check_rows, uncompiled, view
 from .perceptron import Perceptron, explained
 from .probe import Mode
 from .site import Held, Site
@@ -94,7 +94,7 @@ class Stepper:
     def _whole(self, model: Model) -> Model:
         """A model that is explained as a whole, which may be a perceptron."""
         self.perceptron = explained(model.call, self._plan, self._arguments)
-        return model if self.perceptron is None else model.only(model.call, "perceptron")
+        return model if self.perceptron is None else model.only(model.call, ONE_OPERATOR)
 
     def evaluate(
         self,
