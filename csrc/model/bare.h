@@ -4,12 +4,19 @@
 #include <ATen/ATen.h>
 #include <ATen/core/stack.h>
 
+#include <optional>
+
 namespace fusum::model {
 
 // A tensor of memory and nothing else: no subclass, no batch of vmap, no mode.
 inline bool is_bare(const at::Tensor& x) {
   const c10::DispatchKeySet about = c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset;
   return x.defined() && x.key_set() - about == c10::DispatchKeySet(c10::DispatchKey::CPU);
+}
+
+// An operand that may be left out, as none or as a tensor that is not defined.
+inline std::optional<at::Tensor> optional_tensor(const c10::IValue& value) {
+  return value.isTensor() && value.toTensor().defined() ? std::optional<at::Tensor>(value.toTensor()) : std::nullopt;
 }
 
 // Whether gradients of x are taken backwards or not at all: by no transform of functorch, which knows nothing of

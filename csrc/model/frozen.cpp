@@ -69,7 +69,7 @@ bool normalise_frozen(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   if (count == 8 && operand(5).toBool()) {
     return false;
   }
-  const auto tensor = [&](size_t i) { return operand(i).toOptional<Tensor>(); };
+  const auto tensor = [&](size_t i) { return optional_tensor(operand(i)); };
   const Operands given = {*tensor(0),
                           tensor(1),
                           tensor(2),

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "model/bare.h"
+#include "model/convolve.h"
 #include "model/frozen.h"
 #include "model/kinds.h"
 #include "model/layout.h"
@@ -46,9 +47,10 @@ bool concerns(const State& state, Kind kind) {
 }
 
 // Calls an operator that has another way, if that is of use.
-bool called_otherwise(const c10::OperatorHandle& op, Kind kind, torch::jit::Stack* stack) {
+bool called_otherwise(const c10::OperatorHandle& op, Kind kind, torch::jit::Stack* stack, size_t count) {
   const c10::impl::ExcludeDispatchKeyGuard off(kKey);
-  return (kind == Kind::kLinear && multiply_faster(stack)) || (kind == Kind::kPool && pool_faster(stack)) ||
+  return (kind == Kind::kLinear && multiply_faster(stack)) ||
+         (kind == Kind::kConvolve && convolve_faster(stack, count)) || (kind == Kind::kPool && pool_faster(stack)) ||
          (kind == Kind::kNormalise && normalise_frozen(op, stack));
 }
 
@@ -60,7 +62,7 @@ void intercept(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::j
   if (state && (kind == Kind::kParts || (concerns(*state, kind) && !are_bare(stack, count)))) {
     return op.redispatchBoxed(below, stack);
   }
-  if (state && called_otherwise(op, kind, stack)) {
+  if (state && called_otherwise(op, kind, stack, count)) {
     state->changed = true;
     return;
   }

@@ -64,7 +64,7 @@ bool is_float(const Tensor& x) { return is_bare(x) && x.scalar_type() == at::kFl
 bool multiply_faster(torch::jit::Stack* stack) {
   const Tensor x = torch::jit::peek(*stack, 0, 3).toTensor();
   const Tensor weight = torch::jit::peek(*stack, 1, 3).toTensor();
-  const auto bias = torch::jit::peek(*stack, 2, 3).toOptional<Tensor>();
+  const auto bias = optional_tensor(torch::jit::peek(*stack, 2, 3));
   const bool fits = is_float(x) && is_float(weight) && x.dim() > 0 && weight.dim() == 2 && x.numel() > 0 &&
                     x.size(-1) == weight.size(1) &&
                     (!bias || (is_float(*bias) && bias->dim() == 1 && bias->size(0) == weight.size(0)));
