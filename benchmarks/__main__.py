@@ -4,10 +4,9 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from . import harness, memory, report
+from . import alone, memory, report
 from .workload import Workload
 from .workloads import WORKLOADS
 
@@ -34,12 +33,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def measure_time(workloads: list[Workload], device: str, seconds: float, out: Path) -> str:
     """Time the workloads; the table, which is also written as CSV after each workload."""
-    results: list[harness.Result] = []
+    rows, records = list[tuple[str, ...]](), list[dict[str, Any]]()
     for workload in workloads:
         print(f"{workload.name} ...", file=sys.stderr, flush=True)
-        results.append(harness.run(workload, device, seconds))
-        report.write_csv(out / f"time_{device}.csv", [report.time_record(result) for result in results], device)
-    return report.markdown(report.TIME_HEAD, [report.time_row(result) for result in results])
+        row, record = alone.time(workload.name, device, seconds)
+        rows.append(row)
+        records.append(record)
+        report.write_csv(out / f"time_{device}.csv", records, device)
+    return report.markdown(report.TIME_HEAD, rows)
 
 
 def measure_memory(workloads: list[Workload], device: str, out: Path) -> str:
@@ -63,7 +64,6 @@ def main(arguments: list[str]) -> None:
     """Run what the command line asks for."""
     options = parse(arguments)
     warn_if_busy()
-    torch.backends.cudnn.allow_tf32 = False  # TF32 would hide differences that the equality check looks for
     if options.memory:
         table = measure_memory(options.workloads, options.device, options.out)
     else:

@@ -26,5 +26,6 @@ def modules_of(model: Any) -> list[nn.Module]:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a module, not those inside it, has hooks."""
-    own = vars(module)
-    return any(own.get(name) for name in HOOKS)
+    of = vars(module).get
+    forward = of("_forward_hooks") or of("_forward_pre_hooks")
+    return bool(forward or of("_backward_hooks") or of("_backward_pre_hooks"))
