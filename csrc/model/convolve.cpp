@@ -41,8 +41,8 @@ Tensor convolved(const Tensor& x, const Tensor& weight, const std::optional<Tens
 Tensor gone_back(const Tensor& gradient, const Tensor& x, const Tensor& weight, const Settings& s) {
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Tensor found = onednn_product(gradient[0].flatten(1).t(), weight.flatten(1).t(), {});
-  return at::col2im(found.t().contiguous().unsqueeze(0), {x.size(2), x.size(3)}, kernel_of(weight), s.dilation, s.padding,
-                    s.stride);
+  return at::col2im(found.t().contiguous().unsqueeze(0), {x.size(2), x.size(3)}, kernel_of(weight), s.dilation,
+                    s.padding, s.stride);
 }
 
 struct Convolve : torch::autograd::Function<Convolve> {
