@@ -12,6 +12,7 @@
 #include "model/layout.h"
 #include "model/linear.h"
 #include "model/pool.h"
+#include "ops/product.h"
 
 namespace fusum::model {
 
@@ -81,15 +82,17 @@ void intercept(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::j
 
 }  // namespace
 
-void Call::enter(bool plainly) {
+void Call::enter(bool plainly, bool sparing) {
+  spared_ = spare_onednn(sparing);
   included_ = c10::impl::tls_is_dispatch_key_included(kKey);
   excluded_ = c10::impl::tls_is_dispatch_key_excluded(kKey);
   c10::impl::tls_set_dispatch_key_included(kKey, false);
   outer_ = std::exchange(current(), std::make_shared<State>());
-  current()->plainly_all = plainly;
+  current()->plainly_all = plainly || sparing;
 }
 
 void Call::leave() {
+  spare_onednn(spared_);
   current() = std::move(outer_);
   c10::impl::tls_set_dispatch_key_included(kKey, included_);
   c10::impl::tls_set_dispatch_key_excluded(kKey, excluded_);

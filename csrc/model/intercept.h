@@ -14,14 +14,15 @@ constexpr auto kKey = c10::DispatchKey::TESTING_ONLY_GenericWrapper;
 struct State;
 
 // One call of an attribution in a thread. What it copies of a model's weights is kept as long.
-// plainly: images lie inside its models as they were given.
+// plainly: images lie inside its models as they were given. sparing: what takes more memory to be faster is not used.
 class Call {
  public:
-  void enter(bool plainly);
+  void enter(bool plainly, bool sparing);
   void leave();
 
  private:
   std::shared_ptr<State> outer_;
+  bool spared_ = false;
   bool included_ = false;
   bool excluded_ = false;
 };

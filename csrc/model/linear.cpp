@@ -68,7 +68,7 @@ bool multiply_faster(torch::jit::Stack* stack) {
   const bool fits = is_float(x) && is_float(weight) && x.dim() > 0 && weight.dim() == 2 && x.numel() > 0 &&
                     x.size(-1) == weight.size(1) &&
                     (!bias || (is_float(*bias) && bias->dim() == 1 && bias->size(0) == weight.size(0)));
-  if (!fits || !gains_by_onednn(x.numel() / weight.size(1), weight.size(1), weight.size(0)) ||
+  if (!fits || !is_onednn_faster() || !is_large_product(x.numel() / weight.size(1), weight.size(1), weight.size(0)) ||
       at::autocast::is_autocast_enabled(at::kCPU)) {
     return false;
   }

@@ -3,6 +3,8 @@
 #include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <utility>
+
 namespace fusum {
 namespace {
 
@@ -19,20 +21,27 @@ const std::optional<c10::OperatorHandle>& linear() {
   return found;
 }
 
+bool& spared() {
+  static thread_local bool on = false;
+  return on;
+}
+
 }  // namespace
 
 bool is_onednn_faster() {
 #if defined(__x86_64__) && defined(__GNUC__)
   static const bool faster = __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f") && linear().has_value();
-  return faster && at::globalContext().userEnabledMkldnn();
+  return faster && !spared() && at::globalContext().userEnabledMkldnn();
 #else
   return false;
 #endif
 }
 
-bool gains_by_onednn(int64_t rows, int64_t inner, int64_t columns) {
-  return 2 * rows * inner * columns >= kLeastOperations && is_onednn_faster();
+bool is_large_product(int64_t rows, int64_t inner, int64_t columns) {
+  return 2 * rows * inner * columns >= kLeastOperations;
 }
+
+bool spare_onednn(bool spare) { return std::exchange(spared(), spare); }
 
 Tensor onednn_product(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   static const auto call = linear()->typed<Linear>();

@@ -7,12 +7,15 @@
 
 namespace fusum {
 
-// Whether products are faster by oneDNN than by MKL: they take half the time on AMD's processors with AVX-512, of which
-// MKL makes no use there.
+// Whether products are faster by oneDNN than by MKL, in this thread: they take half the time on AMD's processors with
+// AVX-512, of which MKL makes no use there.
 bool is_onednn_faster();
 
-// Whether x [rows, inner] times the transpose of weight [columns, inner] is: there has to be enough to do, too.
-bool gains_by_onednn(int64_t rows, int64_t inner, int64_t columns);
+// Whether x [rows, inner] times the transpose of weight [columns, inner] is then: there has to be enough to do, too.
+bool is_large_product(int64_t rows, int64_t inner, int64_t columns);
+
+// Whether this thread is to do without oneDNN, for the sake of memory; returns whether it was.
+bool spare_onednn(bool spared);
 
 // That product, of float32 matrices, by oneDNN; plus bias [columns]. It has no graph.
 at::Tensor onednn_product(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias);

@@ -102,7 +102,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("kept", &memory::kept);
   py::class_<model::Call>(m, "Call")
       .def(py::init<>())
-      .def("enter", &model::Call::enter)
+      .def("enter", &model::Call::enter, py::arg("plainly") = false, py::arg("sparing") = false)
       .def("leave", &model::Call::leave);
   struct OurWay {
     bool plainly;

@@ -47,9 +47,18 @@ inline Tensor activate(Activation activation, const Tensor& x) {
   }
 }
 
-// The same, written over x.
+// The same, written over x where the way back has no need of that.
 inline Tensor activate_in_place(Activation activation, Tensor x) {
-  return activation == Activation::kRelu ? at::relu_(x) : activate(activation, x);
+  switch (activation) {
+    case Activation::kRelu:
+      return at::relu_(x);
+    case Activation::kTanh:
+      return at::tanh_(x);
+    case Activation::kSigmoid:
+      return at::sigmoid_(x);
+    default:
+      return activate(activation, x);
+  }
 }
 
 // gradient times the slope at x, where the activation is y.
@@ -70,7 +79,7 @@ inline Tensor back(Activation activation, const Tensor& gradient, const Tensor& 
   }
 }
 
-// What a linear layer returns, and its activation.
+// What a linear layer returns, if that is kept, and its activation.
 struct Values {
   Tensor x;
   Tensor y;
@@ -80,6 +89,7 @@ struct Layer {
   Tensor weight;
   Tensor bias;
   Activation activation;
+  bool by_onednn;
 
   Tensor linear(const Tensor& input) const {
     return gains(input) ? onednn_product(input, weight, bias) : at::addmm(bias, input, weight.t());
@@ -91,18 +101,20 @@ struct Layer {
   }
 
   bool gains(const Tensor& rows) const {
-    return rows.scalar_type() == at::kFloat && gains_by_onednn(rows.size(0), weight.size(1), weight.size(0));
+    return by_onednn && is_large_product(rows.size(0), weight.size(1), weight.size(0));
   }
 
-  Values operator()(const Tensor& input) const {
+  Values operator()(const Tensor& input, bool keeps_all) const {
     const Tensor x = linear(input);
-    return {x, activate(activation, x)};
+    return {x, keeps_all ? activate(activation, x) : activate_in_place(activation, x)};
   }
 };
 
 struct Layers {
   Layers(const Tensor& points, at::TensorList weights, at::TensorList biases, const c10::List<std::string>& activations)
-      : points(points), rows(points.dim() ? points.size(0) : 0) {
+      : points(points),
+        rows(points.dim() ? points.size(0) : 0),
+        by_onednn(points.scalar_type() == at::kFloat && is_onednn_faster()) {
     check_dtype("points", points, at::kDouble, at::kFloat);
     FUSUM_CHECK(points.dim() == 2, "points", points, "two dimensions");
     TORCH_CHECK_VALUE(!weights.empty() && weights.size() == biases.size() && weights.size() == activations.size(),
@@ -117,16 +129,17 @@ struct Layers {
       width = weight.size(0);
       FUSUM_CHECK(biases[i].dim() == 1 && biases[i].size(0) == width, "biases", biases[i], width, " numbers");
       check_dtype("biases", biases[i], points.scalar_type(), points.scalar_type());
-      all.push_back({weight.detach(), biases[i].detach(), activation_of(activations.get(i))});
+      all.push_back({weight.detach(), biases[i].detach(), activation_of(activations.get(i)), by_onednn});
     }
   }
 
   int64_t outputs() const { return all.back().weight.size(0); }
 
-  std::vector<Values> forward(const Tensor& from) const {
+  // keeps_all: also what activations are taken of, where their slopes are told by what they are.
+  std::vector<Values> forward(const Tensor& from, bool keeps_all) const {
     std::vector<Values> found;
     for (const Layer& layer : all) {
-      found.push_back(layer(found.empty() ? from : found.back().y));
+      found.push_back(layer(found.empty() ? from : found.back().y, keeps_all));
     }
     return found;
   }
@@ -146,6 +159,7 @@ struct Layers {
 
   const Tensor points;
   const int64_t rows;
+  const bool by_onednn;  // in this thread; others have no part in the choice
   std::vector<Layer> all;
 
  private:
@@ -161,7 +175,7 @@ struct Layers {
       widest = std::max(widest, layer.weight.size(1) + 2 * layer.weight.size(0));
     }
     const int64_t width = keeps ? kept : widest;
-    const int64_t bytes = points.scalar_type() == at::kFloat && is_onednn_faster() ? kOneDnnBytes : kCacheBytes;
+    const int64_t bytes = by_onednn ? kOneDnnBytes : kCacheBytes;
     const int64_t fitting = bytes / (width * static_cast<int64_t>(points.element_size()));
     return 2 * std::max<int64_t>(1, rows / (2 * std::max(kLeastRows, fitting)));
   }

@@ -60,10 +60,10 @@ struct Perceptron {
   void run(int64_t start, int64_t count, const std::vector<Values>& shared, const Tensor& gradients,
            const Tensor& reached, const Tensor& reached_ref) const {
     const Tensor picked = columns.size(0) == 1 ? columns : columns.narrow(0, start, count);
-    const std::vector<Values> at = layers.forward(layers.points.narrow(0, start, count));
+    std::vector<Values> at = layers.forward(layers.points.narrow(0, start, count), references.has_value());
     std::vector<Values> own;
     if (references && shared.empty()) {
-      own = layers.forward(references->narrow(0, start, count));
+      own = layers.forward(references->narrow(0, start, count), true);
       reached_ref.narrow(0, start, count).copy_(pick(own.back().y, picked).squeeze(1));
     }
     const std::vector<Values>& reference = shared.empty() ? own : shared;
@@ -75,6 +75,7 @@ struct Perceptron {
     for (size_t i = layers.all.size(); i-- > 0;) {
       const Layer& layer = layers.all[i];
       gradient = references ? back(layer, gradient, at[i], reference[i], eps) : back(layer, gradient, at[i]);
+      at[i] = {};
       if (i > 0) {
         gradient = layer.back(gradient);
       }
@@ -101,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor> perceptron(const Tensor& points, const std::o
       at::empty({references ? (one ? call.columns.size(0) : call.layers.rows) : 0}, points.options());
   std::vector<Values> shared;
   if (one) {
-    shared = call.layers.forward(*references);
+    shared = call.layers.forward(*references, true);
     const Tensor out = shared.back().y;
     reached_ref.copy_(call.columns.size(0) == 1 ? out.squeeze(0) : out[0].index_select(0, call.columns));
   }

@@ -40,7 +40,7 @@ def run(call: Call) -> Any:
     noise = call.plan.noise
     sparing = _is_cut(call, settings)
     many = isinstance(call.plan.points, Pair) and call.plan.points.many  # vmap's views would be copied on the way back
-    with scope(sparing, plainly=sparing or many):
+    with scope(sparing, plainly=many):
         if noise is not None and isinstance(call.plan.points, Other):
             return smooth_other(noise, call.plan.points, call.inputs)
         arguments = normalise(call)

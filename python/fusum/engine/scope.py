@@ -16,7 +16,8 @@ _arena: Any = None if ops.compiled is None else ops.compiled.Arena()
 class scope:
     """Gradients on; inference mode, the rule of an attribution outside and the JIT's optimiser off; memory is reused.
 
-    sparing: no more memory is held for that. plainly: images lie inside models as they were given.
+    sparing: no more memory is held for that, or used to be faster. plainly: images lie inside models as they were
+    given.
 
     The optimiser would compile anew for every batch size. (A class and not a generator, because it is entered at every
     call and some calls take 300 microseconds.)
@@ -42,7 +43,7 @@ class scope:
             _arena.enter(self._sparing)
         if ops.compiled is not None:
             self._ways = ops.compiled.Call()
-            self._ways.enter(self._plainly)
+            self._ways.enter(self._plainly, self._sparing)
         torch._C._set_grad_enabled(True)
 
     def __exit__(self, *error: object) -> None:
