@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from checkers import assert_same
 from fusum import config, ops
 from fusum.attr import DeepLift, GuidedBackprop, LayerGradCam, Saliency
-from fusum.engine import cpu
 from models import noise
 
 FASTER = ops.compiled is not None and ops.compiled.multiplies_faster()
@@ -24,20 +23,6 @@ SETTINGS: list[dict[str, Any]] = [
     {"padding": (2, 1), "dilation": 2, "stride": (1, 2)},
     {"padding": "same"},
 ]
-
-
-@pytest.fixture
-def ours() -> Iterator[Callable[..., Any]]:
-    """Calls a function in our own way."""
-    call = ops.compiled.Call()
-    call.enter(True)
-
-    def within(function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
-        with ops.compiled.OurWay(plainly=True):
-            return function(*args, **keywords)
-
-    yield within
-    call.leave()
 
 
 def close(found: Any, expected: Any) -> None:
@@ -113,8 +98,7 @@ METHODS: dict[str, Callable[[Any, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_scores_are_the_same(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_has_compiled", lambda: False)
+def test_scores_are_the_same(method: str, never_compiled: None) -> None:
     model, x = Net().eval(), noise(1, 3, 96, 96)
     found = METHODS[method](model, x)
     with config(backend="reference"):

@@ -15,17 +15,13 @@ from torch.utils.checkpoint import checkpoint
 from checkers import assert_same
 from fusum import config, ops
 from fusum.attr import DeepLift, InputXGradient, IntegratedGradients, Saliency
-from fusum.engine import cpu
 from models import noise
 
-pytestmark = pytest.mark.skipif(not ops.kernels_loaded(), reason=f"no compiled kernels: {ops.why_not()}")
+pytestmark = [
+    pytest.mark.usefixtures("never_compiled"),
+    pytest.mark.skipif(not ops.kernels_loaded(), reason=f"no compiled kernels: {ops.why_not()}"),
+]
 ROWS = {"laid out": 9, "as they lie": 1}
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also after another test has called torch.compile."""
-    monkeypatch.setattr(cpu, "_has_compiled", lambda: False)
 
 
 class Net(nn.Module):

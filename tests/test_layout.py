@@ -40,10 +40,9 @@ HAS_COMPILED = cpu._has_compiled
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images of a few pixels are laid out, too, also after another test has called torch.compile."""
+def small(monkeypatch: pytest.MonkeyPatch, never_compiled: None) -> None:
+    """Images of a few pixels are laid out, too."""
     monkeypatch.setattr(cpu, "_SIDES", 1)
-    monkeypatch.setattr(cpu, "_has_compiled", lambda: False)
 
 
 @pytest.fixture

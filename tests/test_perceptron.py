@@ -69,17 +69,9 @@ def made(model: Made) -> nn.Module:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def calls(counted: Callable[[str], list[int]]) -> list[int]:
     """Rows of each call of the op."""
-    seen: list[int] = []
-    op = ops.perceptron
-
-    def counted(points: Tensor, *rest: Any) -> Any:
-        seen.append(len(points))
-        return op(points, *rest)
-
-    monkeypatch.setattr(ops, "perceptron", counted)
-    return seen
+    return counted("perceptron")
 
 
 def seeded(of: Callable[..., Any], *arguments: Any) -> Any:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from checkers import assert_same
-from fusum import ops
 from fusum.attr import (
     InternalInfluence,
     LayerActivation,
@@ -45,17 +44,9 @@ def model() -> nn.Sequential:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def calls(counted: Callable[[str], list[int]]) -> list[int]:
     """Rows of each call of the op."""
-    seen: list[int] = []
-    op = ops.perceptron_outputs
-
-    def counted(points: Tensor, *rest: Any) -> Any:
-        seen.append(len(points))
-        return op(points, *rest)
-
-    monkeypatch.setattr(ops, "perceptron_outputs", counted)
-    return seen
+    return counted("perceptron_outputs")
 
 
 Method = Callable[[Any, Any, Tensor], Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from checkers import assert_identical, assert_same
 from fusum import config, ops
 from fusum.attr import DeepLift, GuidedBackprop, IntegratedGradients, Occlusion
-from fusum.engine import cpu
 from models import noise
 
 pytestmark = pytest.mark.skipif(not ops.kernels_loaded(), reason=f"no compiled kernels: {ops.why_not()}")
@@ -28,20 +27,6 @@ WINDOWS: list[dict[str, Any]] = [
     {"kernel_size": 1, "stride": 4},
     {"kernel_size": 5, "stride": 3, "padding": 2, "ceil_mode": True},
 ]
-
-
-@pytest.fixture
-def ours() -> Iterator[Callable[..., Any]]:
-    """Calls a function in our own way."""
-    call = ops.compiled.Call()
-    call.enter(True)
-
-    def within(function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
-        with ops.compiled.OurWay(plainly=True):
-            return function(*args, **keywords)
-
-    yield within
-    call.leave()
 
 
 def values(shape: tuple[int, ...]) -> Tensor:
@@ -108,8 +93,7 @@ METHODS: dict[str, Callable[[Any, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_scores_are_the_same(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_has_compiled", lambda: False)
+def test_scores_are_the_same(method: str, never_compiled: None) -> None:
     model, x = Net().eval(), noise(200, 1, 8, 8)
     found = METHODS[method](model, x)
     with config(backend="reference"):

@@ -27,17 +27,13 @@ from fusum.attr import (
     LayerIntegratedGradients,
     NeuronGradient,
 )
-from fusum.engine import cpu
 from models import Subject, noise
 
 FASTER = ops.compiled is not None and ops.compiled.multiplies_faster()
-pytestmark = pytest.mark.skipif(not FASTER, reason="no compiled kernels, or a processor on which MKL is as fast")
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also after another test has called torch.compile."""
-    monkeypatch.setattr(cpu, "_has_compiled", lambda: False)
+pytestmark = [
+    pytest.mark.usefixtures("never_compiled"),
+    pytest.mark.skipif(not FASTER, reason="no compiled kernels, or a processor on which MKL is as fast"),
+]
 
 
 class Net(nn.Module):
