@@ -245,6 +245,19 @@ def test_weights_that_are_written_to_between_forwards(off: Off) -> None:
     assert_same(scores(), off(scores), rtol=1e-4, atol=1e-6)
 
 
+def test_what_a_model_lays_channels_last_itself_is_its_own() -> None:
+    conv, laid = nn.Conv2d(3, 8, 3), []
+
+    def model(x: Tensor) -> Tensor:
+        out = conv(x.to(memory_format=torch.channels_last))
+        laid.append(ops.compiled.goes_back_our_way())
+        return out.mean((2, 3))  # type: ignore[no-any-return]
+
+    InputXGradient(model).attribute(batch(9), target=1)
+    assert not any(laid)
+    assert laid
+
+
 def test_an_attribution_inside_a_model(off: Off) -> None:
     inner, outer = convolutional(), convolutional()
 

@@ -1,5 +1,6 @@
 #include "model/intercept.h"
 
+#include <ATen/SavedTensorHooks.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
@@ -20,7 +21,7 @@ struct State {
   Images images;
   bool plainly_all = false;  // no image of this call may lie channels_last
   bool plainly = false;      // none of this forward
-  bool changed = false;      // some operator has been called our way
+  bool again = false;        // the way back may call operators that were called our way again, as checkpoints do
   bool back = false;         // an operator is called on the way back
 };
 
@@ -64,7 +65,7 @@ void intercept(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::j
     return op.redispatchBoxed(below, stack);
   }
   if (state && called_otherwise(op, kind, stack, count)) {
-    state->changed = true;
+    state->again = state->again || at::SavedTensorDefaultHooks::get_hooks().has_value();
     return;
   }
   if (kind == Kind::kLinear) {  // its parts are asked
@@ -76,7 +77,6 @@ void intercept(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::j
   if (!state || !state->images.used) {
     return op.redispatchBoxed(below, stack);
   }
-  state->changed = true;
   call_on_images(state->images, op, kind, convolves, state->back, below, stack);
 }
 
@@ -123,7 +123,7 @@ void On::leave() {
   }
 }
 
-bool changed() { return current() && current()->changed; }
+bool goes_back() { return current() && (current()->images.used || current()->again); }
 
 }  // namespace fusum::model
 

@@ -42,7 +42,8 @@ class On {
   bool back_ = false;
 };
 
-// Whether the running call has anything to go back through that was called our way.
-bool changed();
+// Whether operators of the running call's way back are to be called our way, too: those on images that lie
+// channels_last, and those that a checkpoint calls again, which have to save as many tensors as in the forward.
+bool goes_back();
 
 }  // namespace fusum::model

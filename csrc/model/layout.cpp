@@ -181,7 +181,9 @@ bool convolve_last(Images& images, torch::jit::Stack* stack, size_t count) {
   if (given.suggest_memory_format() == kLast) {
     return true;
   }
-  if (!gains(torch::jit::peek(*stack, 0, count).toTensor(), given, *stack, count)) {
+  const Tensor x = torch::jit::peek(*stack, 0, count).toTensor();
+  const bool own = !images.used && lies_last(x);  // the model has laid it so, and goes on with that
+  if (own || !gains(x, given, *stack, count)) {
     return false;
   }
   weight = weights_last(images, given);

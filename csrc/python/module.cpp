@@ -114,7 +114,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("plainly") = false, py::arg("back") = false)
       .def("__enter__", [](OurWay& way) { way.on.enter(way.plainly, way.back); })
       .def("__exit__", [](OurWay& way, const py::args&) { way.on.leave(); });
-  m.def("is_changed", &model::changed);
+  m.def("goes_back_our_way", &model::goes_back);
   m.def("multiplies_faster", &is_onednn_faster);
   py::class_<rules::On>(m, "On").def(py::init<>()).def("enter", &rules::On::enter).def("leave", &rules::On::leave);
 }

@@ -21,7 +21,7 @@ from .modules import HOOKS, has_hooks, modules_of
 
 # Of less, laying out the weights takes what the layout gains; and to look at every operator, what that gains.
 _SIDES, _ROWS, _PIXELS = 16 * 16, 8, 2**17
-_SOME_PIXELS = 2**13
+_SOME_PIXELS = 2**14
 # Multiplications in a model's largest layer, from where on it is worth looking for it; a guess of its weights.
 _PRODUCTS, _WEIGHTS = 2**21, 2**14
 _GLOBAL_HOOKS = tuple([getattr(torch.nn.modules.module, f"_global{name}") for name in HOOKS])
@@ -46,7 +46,7 @@ def our_way(owner: Any, args: Sequence[Any]) -> AbstractContextManager[None]:
 
 def run_backward(y: Tensor, root: Tensor, inputs: Sequence[Any], keep_graph: bool = False) -> tuple[Tensor | None, ...]:
     """The same as `fusum.backward`'s, after a forward in such a context; gradients lie as inputs do."""
-    if ops.compiled is None or not ops.compiled.is_changed():
+    if ops.compiled is None or not ops.compiled.goes_back_our_way():
         return backward.run_backward(y, root, inputs, keep_graph)
     with ops.compiled.OurWay(back=True):
         found = backward.run_backward(y, root, inputs, keep_graph)
