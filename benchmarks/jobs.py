@@ -122,12 +122,14 @@ def measure(name: str, rows: int, captum_rows: int, rounds: int) -> dict[str, An
     peaks = {"peak_mb": peak(name, rows), "peak_mb_of_a_tenth": peak(name, rows // 10)}
     found = speeds(name, rows, captum_rows, rounds)
     ratios = {"job_over_engine": found["job"] / found["engine"], "job_over_captum": found["job"] / found["captum"]}
-    return {"workload": name, "rows": rows, **found, **ratios, **peaks}
+    rates = {f"{who}_rows_a_second": found[who] for who in ("job", "engine", "captum")}
+    return {"workload": name, "rows": rows, **rates, "captum_batch": found["batch"], **ratios, **peaks}
 
 
 def row(line: dict[str, Any]) -> tuple[str, ...]:
     """One line as it is printed."""
-    rates = [f"{line['job']:,.0f}", f"{line['engine']:,.0f}", f"{line['captum']:,.0f} in batches of {line['batch']}"]
+    rates = [f"{line[f'{who}_rows_a_second']:,.0f}" for who in ("job", "engine", "captum")]
+    rates[-1] += f" in batches of {line['captum_batch']}"
     ratios = [f"{line['job_over_engine']:.2f}", f"{line['job_over_captum']:.1f}"]
     peaks = [f"{line['peak_mb']:.0f}", f"{line['peak_mb_of_a_tenth']:.0f}"]
     return (line["workload"], f"{line['rows']:,}", *rates, *ratios, *peaks)
