@@ -40,7 +40,7 @@ def _optimised(source: Subject) -> Any:
     return module
 
 
-class _Around(nn.Module):
+class Around(nn.Module):
     """A module of Python that calls another one."""
 
     def __init__(self, inner: nn.Module) -> None:
@@ -81,7 +81,7 @@ FORMATS: dict[str, Callable[[Subject], Any]] = {
     "data_parallel": lambda source: nn.DataParallel(source.module),
     "scripted": _scripted,
     "optimised": _optimised,
-    "around_optimised": lambda source: _Around(_optimised(source)),
+    "around_optimised": lambda source: Around(_optimised(source)),
     "traced": _traced,
     "loaded": _loaded,
     "frozen": lambda source: torch.jit.freeze(_scripted(source)),

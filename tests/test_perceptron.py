@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fusum
 import fusum.attr
 from checkers import assert_no_graph, assert_same
-from formats import FORMATS
+from formats import FORMATS, Around
 from fusum import ops
 from fusum.attr import DeepLift, GradientShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
 from models import Subject
@@ -27,17 +27,6 @@ from models import Subject
 DTYPE = torch.float64
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=DTYPE)
 Made = Callable[[], nn.Module]
-
-
-class Around(nn.Module):
-    """The same model as Python code, which is evaluated as it is."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Any:
-        return self.inner(x)
 
 
 class Coded(nn.Module):

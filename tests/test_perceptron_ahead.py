@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from checkers import assert_same
+from formats import Around
 from fusum.attr import (
     InternalInfluence,
     LayerActivation,
@@ -23,17 +24,6 @@ from fusum.attr import (
 
 DTYPE = torch.float64
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=DTYPE)
-
-
-class Around(nn.Module):
-    """The same model as Python code, which runs as it is."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Any:
-        return self.inner(x)
 
 
 def model() -> nn.Sequential:

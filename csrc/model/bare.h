@@ -5,6 +5,8 @@
 #include <ATen/core/stack.h>
 
 #include <optional>
+#include <utility>
+#include <vector>
 
 namespace fusum::model {
 
@@ -17,6 +19,12 @@ inline bool is_bare(const at::Tensor& x) {
 // An operand that may be left out, as none or as a tensor that is not defined.
 inline std::optional<at::Tensor> optional_tensor(const c10::IValue& value) {
   return value.isTensor() && value.toTensor().defined() ? std::optional<at::Tensor>(value.toTensor()) : std::nullopt;
+}
+
+// Two numbers, given as one for both or as one for each; what else was given as it is.
+inline std::vector<int64_t> both(const c10::IValue& value) {
+  std::vector<int64_t> given = value.toIntVector();
+  return given.size() == 1 ? std::vector<int64_t>{given[0], given[0]} : given;
 }
 
 // Whether gradients of x are taken backwards or not at all: by no transform of functorch, which knows nothing of

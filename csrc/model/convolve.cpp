@@ -87,12 +87,6 @@ bool is_plain(const Tensor& x) {
   return is_bare(x) && x.scalar_type() == at::kFloat && x.is_contiguous() && goes_back_at_most(x);
 }
 
-// As many numbers as dimensions.
-Pair both(const c10::IValue& value) {
-  const Pair given = value.toIntVector();
-  return given.size() == 1 ? Pair{given[0], given[0]} : given;
-}
-
 // The sizes of the output; none where torch is to say what is wrong.
 std::optional<Pair> output_of(const Tensor& x, const Tensor& weight, const Settings& s) {
   Pair found;

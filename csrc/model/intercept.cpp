@@ -61,10 +61,14 @@ void intercept(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::j
   const auto below = keys - c10::DispatchKeySet(kKey);
   const size_t count = op.schema().arguments().size();
   const Kind kind = kind_of(op);
-  if (state && (kind == Kind::kParts || (concerns(*state, kind) && !are_bare(stack, count)))) {
+  if (!state) {  // a thread that a model has started
+    const c10::impl::ExcludeDispatchKeyGuard off(kKey);
     return op.redispatchBoxed(below, stack);
   }
-  if (state && called_otherwise(op, kind, stack, count)) {
+  if (kind == Kind::kParts || (concerns(*state, kind) && !are_bare(stack, count))) {
+    return op.redispatchBoxed(below, stack);
+  }
+  if (called_otherwise(op, kind, stack, count)) {
     state->again = state->again || at::SavedTensorDefaultHooks::get_hooks().has_value();
     return;
   }
@@ -72,9 +76,8 @@ void intercept(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::j
     return op.redispatchBoxed(below, stack);
   }
   const c10::impl::ExcludeDispatchKeyGuard off(kKey);
-  const bool convolves =
-      state && kind == Kind::kConvolve && !state->plainly && convolve_last(state->images, stack, count);
-  if (!state || !state->images.used) {
+  const bool convolves = kind == Kind::kConvolve && !state->plainly && convolve_last(state->images, stack, count);
+  if (!state->images.used) {
     return op.redispatchBoxed(below, stack);
   }
   call_on_images(state->images, op, kind, convolves, state->back, below, stack);

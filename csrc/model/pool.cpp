@@ -130,11 +130,11 @@ struct MaxPool : torch::autograd::Function<MaxPool> {
   }
 };
 
-// The windows of a dimension, given one number for both or one for each; none if torch is to say what is wrong.
+// The windows of a dimension; none if torch is to say what is wrong.
 std::optional<Windows> windows_of(const torch::jit::Stack& stack, const Tensor& x, int64_t dim, bool ceil) {
   const auto number = [&](size_t i, int64_t otherwise) {
-    const auto given = torch::jit::peek(stack, i, 6).toIntVector();
-    return given.empty() ? otherwise : given.size() == 1 ? given[0] : given.size() == 2 ? given[dim] : 0;
+    const auto given = both(torch::jit::peek(stack, i, 6));
+    return given.empty() ? otherwise : given.size() == 2 ? given[dim] : 0;
   };
   Windows found{number(1, 0), 0, number(3, -1), number(4, 0), x.size(2 + dim), 0};
   found.stride = number(2, found.size);

@@ -13,7 +13,7 @@ Tensor perceptron_outputs(const Tensor& points, at::TensorList weights, at::Tens
   layers.for_blocks_of_rows(false, [&](int64_t start, int64_t count) {
     Tensor y = points.narrow(0, start, count);
     for (const Layer& layer : layers.all) {
-      y = activate_in_place(layer.activation, layer.linear(y));
+      y = layer(y, /*keeps_all=*/false).y;
     }
     outputs.narrow(0, start, count).copy_(y);
   });

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from .. import backward, ops
 from ..settings import current
-from .modules import HOOKS, has_hooks, modules_of
+from .modules import has_hooks, modules_of
 
 # Of less, laying out the weights takes what the layout gains; and to look at every operator, what that gains.
 _SIDES, _ROWS, _PIXELS = 16 * 16, 8, 2**17
 _SOME_PIXELS = 2**14
 # Multiplications in a model's largest layer, from where on it is worth looking for it; a guess of its weights.
 _PRODUCTS, _WEIGHTS = 2**21, 2**14
-_GLOBAL_HOOKS = tuple([getattr(torch.nn.modules.module, f"_global{name}") for name in HOOKS])
 _PLAIN: AbstractContextManager[None] = nullcontext()
 _largest: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
@@ -39,9 +38,10 @@ def our_way(owner: Any, args: Sequence[Any]) -> AbstractContextManager[None]:
     large = plain and any(_is_large(x) for x in images)
     if not large and not (plain and any(_is_some(x) for x in images)) and not _multiplies_much(owner, tensors):
         return _PLAIN
-    if current().backend == "reference" or _has_compiled() or _is_compiled(owner):
+    modules = modules_of(owner)
+    if current().backend == "reference" or _has_compiled() or _is_compiled(modules):
         return _PLAIN
-    return ops.compiled.OurWay(plainly=not large or _is_watched(owner))  # type: ignore[no-any-return]
+    return ops.compiled.OurWay(plainly=not large or _is_watched(modules))  # type: ignore[no-any-return]
 
 
 def run_backward(y: Tensor, root: Tensor, inputs: Sequence[Any], keep_graph: bool = False) -> tuple[Tensor | None, ...]:
@@ -103,11 +103,11 @@ def _largest_weight(owner: Any) -> int:
     return _largest[owner]
 
 
-def _is_compiled(owner: Any) -> bool:
+def _is_compiled(modules: Sequence[nn.Module]) -> bool:
     """Whether a model has compiled parts, of which what we change is a premise."""
-    return any(type(m).__name__ == "OptimizedModule" for m in modules_of(owner))
+    return any(type(m).__name__ == "OptimizedModule" for m in modules)
 
 
-def _is_watched(owner: Any) -> bool:
+def _is_watched(modules: Sequence[nn.Module]) -> bool:
     """Whether a model has hooks, which see how tensors lie."""
-    return any(_GLOBAL_HOOKS) or any(has_hooks(m) for m in modules_of(owner))
+    return nn.modules.module._has_any_global_hook() or any(has_hooks(m) for m in modules)

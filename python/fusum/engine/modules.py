@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def modules_of(model: Any) -> list[nn.Module]:
@@ -26,6 +26,4 @@ def modules_of(model: Any) -> list[nn.Module]:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a module, not those inside it, has hooks."""
-    of = vars(module).get
-    forward = of("_forward_hooks") or of("_forward_pre_hooks")
-    return bool(forward or of("_backward_hooks") or of("_backward_pre_hooks"))
+    return any(map(vars(module).get, _HOOKS))

@@ -38,9 +38,8 @@ def run(call: Call) -> Any:
     if settings.strict:
         insist(call.plan)
     noise = call.plan.noise
-    sparing = _is_cut(call, settings)
     many = isinstance(call.plan.points, Pair) and call.plan.points.many  # vmap's views would be copied on the way back
-    with scope(sparing, plainly=many):
+    with scope(sparing=_is_cut(call, settings), plainly=many):
         if noise is not None and isinstance(call.plan.points, Other):
             return smooth_other(noise, call.plan.points, call.inputs)
         arguments = normalise(call)
