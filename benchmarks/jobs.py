@@ -30,7 +30,7 @@ from .models import build, digits_cnn, mlp
 
 STEPS = 50
 CAPTUM_BATCHES = (64, 256, 1024)  # captum's best is what counts
-ENGINE_ROWS = 8192  # what a job has in memory at once
+ENGINE_ROWS = 2**14  # what a job has in memory at once
 HEAD = (
     "job",
     "rows",

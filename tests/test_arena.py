@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,6 +38,26 @@ def test_memory_is_reused_and_given_back() -> None:
     assert ops.compiled.kept() <= kept + 2**20, "a second call needs no more than the first"
     IntegratedGradients(model).attribute(images(8, 128), target=1, n_steps=8)
     assert ops.compiled.kept() <= LIMIT
+
+
+def test_the_other_threads_of_a_loop_reuse_memory_as_well() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 1024), nn.Tanh(), nn.Linear(1024, 512), nn.Tanh(), nn.Linear(512, 1)]
+    method, x = IntegratedGradients(nn.Sequential(*layers)), torch.randn(2000, 8)
+
+    def pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        method.attribute(x, n_steps=8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, *later = [pages() for _ in range(6)]
+    finally:
+        torch.set_num_threads(before)
+    activations = 2000 * 8 * (1024 + 512) * 4 // resource.getpagesize()
+    assert min(later) < activations // 10, (first, later)
 
 
 def test_scores_do_not_depend_on_it(monkeypatch: pytest.MonkeyPatch) -> None:

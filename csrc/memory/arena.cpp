@@ -1,5 +1,6 @@
 #include "memory/arena.h"
 
+#include <ATen/Parallel.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 
@@ -9,6 +10,7 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <iterator>
 #include <map>
 #include <mutex>
@@ -22,12 +24,12 @@ namespace {
 
 // Smaller ones come from the heap, whose pages stay.
 constexpr size_t kLeast = size_t{1} << 17;
-// Most that is kept.
+// Most that is kept, and most of what a thread of a parallel loop gives.
 constexpr size_t kMost = size_t{256} << 20;
+constexpr size_t kMostOfWorker = size_t{16} << 20;
+constexpr int kWorkers = 64;
 
-// How many arenas the thread is inside, and whether the outermost is sparing.
-thread_local int depth = 0;
-thread_local bool spares = false;
+thread_local Inside inside;
 
 #if __has_include(<sys/mman.h>)
 constexpr bool kMaps = true;
@@ -36,10 +38,15 @@ char* map(size_t size) {
   return block == MAP_FAILED ? nullptr : static_cast<char*>(block);
 }
 void unmap(char* block, size_t size) { munmap(block, size); }
-// Whole pages, and one more: tensors of a power of two would all begin where caches hold few lines.
+// Tensors of about the same size have blocks of one size, at most a sixteenth larger. It is whole pages, and one more:
+// tensors of a power of two would all begin where caches hold few lines.
 size_t size_of(size_t bytes) {
   static const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  return (bytes + page - 1) / page * page + page;
+  size_t step = page;
+  while (32 * step <= bytes) {
+    step *= 2;
+  }
+  return (bytes + step - 1) / step * step + page;
 }
 #else
 constexpr bool kMaps = false;
@@ -69,7 +76,7 @@ class Blocks {
       taken_.emplace(block, size);
       return block;
     }
-    if (spares) {
+    if (inside.spares) {
       release(kept_ > size ? kept_ - size : 0);
     }
     char* block = map(size);
@@ -178,9 +185,22 @@ class Blocks {
   size_t kept_ = 0;
 };
 
-Blocks& blocks() {
-  static auto* const all = new Blocks;  // tensors may outlive everything
-  return *all;
+// Threads of a parallel loop have blocks of their own: what another core has written is slow to reach.
+Blocks& blocks_of(int number) {
+  static auto* const all = new std::array<Blocks, kWorkers>;  // tensors may outlive everything
+  return (*all)[number % kWorkers];
+}
+
+// Whether it was a block of these.
+bool give(char* block) {
+  for (int i = 0; i < kWorkers; ++i) {
+    const int number = (inside.number + i) % kWorkers;
+    const size_t most = number == 0 ? kMost : kMostOfWorker;
+    if (blocks_of(number).give(block, inside.depth > 0 ? most : 0)) {
+      return true;
+    }
+  }
+  return false;
 }
 
 // The allocator of CPU tensors: torch's own, but for large tensors of threads that are inside an arena.
@@ -189,10 +209,10 @@ class Allocator final : public c10::Allocator {
   explicit Allocator(c10::Allocator* torch) : torch_(torch) {}
 
   c10::DataPtr allocate(size_t bytes) override {
-    if (!kMaps || depth == 0 || bytes < kLeast) {
+    if (!kMaps || inside.depth == 0 || bytes < kLeast) {
       return torch_->allocate(bytes);
     }
-    char* block = blocks().take(size_of(bytes));
+    char* block = blocks_of(inside.number).take(size_of(bytes));
     TORCH_CHECK(block != nullptr, "DefaultCPUAllocator: not enough memory: you tried to allocate ", bytes, " bytes.");
     return {block, block, &give_back, c10::Device(c10::DeviceType::CPU)};
   }
@@ -212,7 +232,7 @@ class Allocator final : public c10::Allocator {
 
  private:
   static void give_back(void* block) {
-    if (block != nullptr && !blocks().give(static_cast<char*>(block), depth > 0 ? kMost : 0)) {
+    if (block != nullptr && !give(static_cast<char*>(block))) {
       installed()->torch_->raw_deallocate(block);
     }
   }
@@ -224,13 +244,30 @@ class Allocator final : public c10::Allocator {
 
 void Arena::enter(bool sparing) {
   Allocator::installed();
-  if (depth++ == 0) {
-    spares = sparing;
+  if (inside.depth++ == 0) {
+    inside.spares = sparing;
   }
 }
 
-void Arena::leave() { --depth; }
+void Arena::leave() { --inside.depth; }
 
-size_t kept() { return blocks().kept(); }
+Inside Inside::here() { return inside; }
+
+Joined::Joined(const Inside& other) : before_(inside) {
+  const int number = at::get_thread_num();
+  if (number > 0) {
+    inside = {other.spares ? 0 : other.depth, false, number};
+  }
+}
+
+Joined::~Joined() { inside = before_; }
+
+size_t kept() {
+  size_t bytes = 0;
+  for (int number = 0; number < kWorkers; ++number) {
+    bytes += blocks_of(number).kept();
+  }
+  return bytes;
+}
 
 }  // namespace fusum::memory

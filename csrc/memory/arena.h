@@ -15,6 +15,27 @@ class Arena {
   void leave();
 };
 
+// Whether a thread is inside an Arena, whether that is sparing, and the thread's number in a parallel loop.
+struct Inside {
+  int depth = 0;
+  bool spares = false;
+  int number = 0;
+
+  static Inside here();
+};
+
+// While it lives, its thread is inside what the thread is that began a parallel loop, unless that is sparing.
+class Joined {
+ public:
+  explicit Joined(const Inside& other);
+  ~Joined();
+  Joined(const Joined&) = delete;
+  Joined& operator=(const Joined&) = delete;
+
+ private:
+  const Inside before_;
+};
+
 // Bytes that are kept at present.
 size_t kept();
 

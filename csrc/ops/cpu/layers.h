@@ -5,9 +5,11 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <atomic>
 #include <string>
 #include <vector>
 
+#include "memory/arena.h"
 #include "ops/checks.h"
 #include "ops/product.h"
 
@@ -148,9 +150,12 @@ struct Layers {
   template <class Body>
   void for_blocks_of_rows(bool keeps, const Body& body) const {
     const int64_t count = blocks(keeps);
-    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    const memory::Inside here = memory::Inside::here();
+    std::atomic<int64_t> next{0};  // a thread that others hold up takes fewer
+    at::parallel_for(0, count, 1, [&](int64_t, int64_t) {
+      const memory::Joined joined(here);
       const at::AutoDispatchBelowADInplaceOrView below_autograd;
-      for (int64_t block = begin; block < end; ++block) {
+      for (int64_t block = next++; block < count; block = next++) {
         const int64_t start = block * rows / count;
         body(start, (block + 1) * rows / count - start);
       }

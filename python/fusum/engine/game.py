@@ -48,7 +48,7 @@ class Game:
         shuffles: bool = False,
     ) -> None:
         self.features, self.examples = features, arguments.examples
-        self._plan, self._model = plan, forward_only(model, arguments)
+        self._plan, self._model = plan, forward_only(model, arguments.inputs, arguments.extra)
         self.arguments, self._settings = arguments, settings
         self.per_eval, self._shuffles = per_eval, shuffles
 

@@ -32,16 +32,21 @@ _footprints: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
 class Footprint:
     """Bytes that autograd keeps for a row of a model, or part of one, for inputs of these shapes; 0 until measured.
 
-    forward_only: bytes that a forward without gradients holds.
+    forward_only: bytes that a forward without gradients holds. keeps_none: it keeps none, which spares measuring.
     """
 
-    __slots__ = ("_device", "_forward_only", "_input_bytes", "_key", "_known")
+    __slots__ = ("_device", "_forward_only", "_input_bytes", "_keeps_none", "_key", "_known")
 
     def __init__(
-        self, model: Any, inputs: tuple[Tensor | None, ...], part: Hashable = None, forward_only: bool = False
+        self,
+        model: Any,
+        inputs: tuple[Tensor | None, ...],
+        part: Hashable = None,
+        forward_only: bool = False,
+        keeps_none: bool = False,
     ) -> None:
         present = [x for x in inputs if x is not None]
-        self._device, self._forward_only = present[0].device, forward_only
+        self._device, self._forward_only, self._keeps_none = present[0].device, forward_only, keeps_none
         self._input_bytes = sum([x.nbytes for x in present]) // present[0].shape[0]
         self._key = (part, forward_only, self._device, *[(x.dtype, x.shape[1:]) for x in present])
         try:
@@ -52,15 +57,20 @@ class Footprint:
 
     @property
     def measured(self) -> bool:
-        return self._key in self._known
+        return self._keeps_none or self._key in self._known
 
     def rows(self) -> int:
         """Rows to run at once."""
         if self.measured:
-            return _rows(self._known[self._key], self._device, self._forward_only)
+            return _rows(self._known.get(self._key, self._least), self._device, self._forward_only)
         if self._forward_only:  # inputs may be numbers of words
             return _FORWARD_FEW_ROWS
         return min(_FIRST_ROWS, _rows(_GUESS * self._input_bytes + 1, self._device))
+
+    @property
+    def _least(self) -> int:
+        """Bytes that a row's points and gradients take."""
+        return 4 * self._input_bytes
 
     @contextmanager
     def measure(self, rows: int) -> Iterator[None]:
@@ -80,7 +90,7 @@ class Footprint:
 
         with saved_tensors_hooks(pack, _unpack):
             yield
-        self._known[self._key] = 4 * self._input_bytes + sum(seen.values()) // rows
+        self._known[self._key] = self._least + sum(seen.values()) // rows
 
     def shrink(self, rows: int) -> None:
         """Remember to run no more than rows rows."""

@@ -106,10 +106,9 @@ def explained(model: Any, plan: Plan, arguments: Arguments) -> Perceptron | None
     return found if known else None
 
 
-def forward_only(model: Model, arguments: Arguments) -> Model:
+def forward_only(model: Model, inputs: tuple[Tensor | None, ...], extra: tuple[Any, ...]) -> Model:
     """The same model, in one operator if it is a perceptron."""
-    inputs = arguments.inputs
-    found = None if arguments.extra or len(inputs) > 1 else perceptron(model.call)
+    found = None if extra or len(inputs) > 1 else perceptron(model.call)
     return model if found is None or not found.takes(inputs[0]) else model.only(found.outputs_of, ONE_OPERATOR)
 
 

@@ -14,7 +14,7 @@ from ..plan.spec import Plan
 from ..settings import Settings
 from .batch import Batch, Block
 from .memory import Footprint, is_out_of_memory, is_small
-from .model import Model, couples_rows
+from .model import ONE_OPERATOR, Model, couples_rows
 
 T = TypeVar("T")
 
@@ -38,7 +38,10 @@ class Planning:
     ) -> None:
         self._model, self._arguments, self._settings = model, arguments, settings
         automatic = self._is_automatic(plan, points, forward_only)
-        self._footprint = Footprint(model.key, arguments.inputs, model.part, forward_only) if automatic else None
+        self._footprint: Footprint | None = None
+        if automatic:
+            keeps_none = model.part == ONE_OPERATOR and not forward_only
+            self._footprint = Footprint(model.key, arguments.inputs, model.part, forward_only, keeps_none)
         self.rows = self._most_rows()
 
     def _is_automatic(self, plan: Plan, points: int, forward_only: bool) -> bool:

@@ -23,7 +23,7 @@ FORMATS = {
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "ipc", ".feather": "ipc", ".ipc": "ipc", ".csv": "csv",
 }  # fmt: skip
 # A unit has about so many bytes of inputs, but no more than so many rows; token ids count as so many bytes a row.
-_UNIT_BYTES, _UNIT_ROWS, _TOKEN_BYTES = 2**26, 8192, 2**16
+_UNIT_BYTES, _UNIT_ROWS, _TOKEN_BYTES = 2**26, 2**14, 2**16
 
 
 @dataclass(frozen=True)

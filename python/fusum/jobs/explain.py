@@ -16,7 +16,9 @@ from torch import Tensor
 
 from .. import __version__
 from ..engine.memory import forget
-from ..engine.model import check_rows, view
+from ..engine.model import ONE_OPERATOR, check_rows, view
+from ..engine.perceptron import forward_only
+from ..engine.scope import scope
 from ..engine.trees import leaves, mapped
 from ..errors import ArgumentError
 from ..plan.target import Target
@@ -140,10 +142,12 @@ class Explainer:
         width = sum(x.nbytes for x in (*batch.inputs, *batch.extra)) // n + 1
         step = max(1, min(_FORWARD_ROWS, _FORWARD_BYTES // width, self._view.high or _FORWARD_ROWS))
         outputs = []
-        with torch.no_grad():
+        with scope(), torch.no_grad():
+            model = forward_only(self._view, batch.inputs, batch.extra)
+            step = n if model.part == ONE_OPERATOR else step  # which holds little besides what it is given
             for start in range(0, n, step):
                 inputs, extra = [tuple(x[start : start + step] for x in each) for each in (batch.inputs, batch.extra)]
-                outputs.append(self._view(inputs, extra, len(inputs[0])))
+                outputs.append(model(inputs, extra, len(inputs[0])))
                 check_rows(outputs[-1], len(inputs[0]))
         return torch.cat(outputs)
 

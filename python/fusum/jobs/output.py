@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 from .columns import Unit
 from .spec import JobError, changes
 
+# Columns of few values, of which a dictionary gains; of others it takes longer than all the rest, and space.
+_FEW = ("target", "source", "reason")
+
 
 class Folder:
     """An output folder as one process of a job sees it; each has a manifest of its own.
@@ -117,7 +120,9 @@ class Folder:
                 self._own = {**units, **self._own}
 
     def _write_table(self, path: Path, table: Any) -> None:
-        whole(path, lambda file: pq.write_table(table, file, row_group_size=max(1, table.num_rows)), self.rank)
+        few = [name for name in _FEW if name in table.column_names]
+        size = max(1, table.num_rows)
+        whole(path, lambda file: pq.write_table(table, file, row_group_size=size, use_dictionary=few), self.rank)
 
 
 def changes_of(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from .report import Report
 from .run import Job, Share, Summary
 from .spec import JobError, Spec, build
 
-_UNITS = 8  # of a task; reading it begins at the beginning of its file or row group
+_UNITS = 4  # of a task; reading it begins at the beginning of its file or row group
 
 
 def run_ray(job: Job, overwrite: bool) -> Summary:
