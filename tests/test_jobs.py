@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow, which reads the data of jobs, is not installed")
@@ -13,6 +14,7 @@ pytest.importorskip("tqdm", reason="tqdm, which jobs need, is not installed")
 
 import pyarrow.csv  # noqa: E402
 import pyarrow.feather  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -21,7 +23,8 @@ from fusum import ArgumentError  # noqa: E402
 from fusum.__main__ import main  # noqa: E402
 from fusum.jobs import Input, JobError, Spec, run  # noqa: E402
 from fusum.jobs.columns import Columns, Unit  # noqa: E402
-from job_cases import VOCABULARY, columns, net, numbers, output, scores, spec, words, write  # noqa: E402
+from fusum.jobs.data import Data  # noqa: E402
+from job_cases import FEATURES, VOCABULARY, columns, net, numbers, output, scores, spec, words, write  # noqa: E402
 
 WORDS = {"columns": "tokens", "vocabulary": VOCABULARY}
 TOKENS = {"inputs": WORDS, "method": "LayerIntegratedGradients", "layer": "embedding", "baselines": 0}
@@ -91,6 +94,30 @@ def test_formats_of_data(tmp_path: Path, form: str) -> None:
     found = output(tmp_path / "out")
     assert found["id"].to_pylist() == columns(130)["id"]
     torch.testing.assert_close(scores(found), attr.Saliency(net()).attribute(numbers(table), target=1))
+
+
+def test_names_of_columns_may_hold_dots(tmp_path: Path) -> None:
+    table = pa.table(columns(130)).rename_columns({"b": "a.b", "c": "a.c"})
+    (tmp_path / "rows").mkdir()
+    pq.write_table(table, tmp_path / "rows" / "x.parquet")
+    run(spec(tmp_path, method="Saliency", inputs="a,a.b,a.c,d"))
+    expected = attr.Saliency(net()).attribute(numbers(pa.table(columns(130))), target=1)
+    torch.testing.assert_close(scores(output(tmp_path / "out")), expected)
+
+
+def test_no_row_group_is_in_memory_as_a_whole(tmp_path: Path) -> None:
+    rows = 2_000_000
+    table = pa.table({"id": range(rows), **{name: np.random.rand(rows) for name in FEATURES}})
+    (tmp_path / "rows").mkdir()
+    pq.write_table(table, tmp_path / "rows" / "x.parquet", row_group_size=rows)
+    size = table.nbytes
+    del table
+    data = Data(spec(tmp_path, rows_per_part=10_000))
+    before, most, read = pa.total_allocated_bytes(), 0, 0
+    for _, part in data.units(lambda _: True):
+        most, read = max(most, pa.total_allocated_bytes() - before), read + part.num_rows
+    assert read == rows
+    assert most < size // 4
 
 
 def test_lists_have_a_shape(tmp_path: Path) -> None:

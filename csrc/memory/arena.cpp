@@ -11,13 +11,13 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <iterator>
 #include <map>
 #include <mutex>
 #include <set>
 #include <unordered_map>
 #include <utility>
-#include <vector>
 
 namespace fusum::memory {
 namespace {
@@ -33,56 +33,58 @@ thread_local Inside inside;
 
 #if __has_include(<sys/mman.h>)
 constexpr bool kMaps = true;
-char* map(size_t size) {
-  void* block = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+// wanted: where, if nothing else is there.
+char* map(size_t size, char* wanted = nullptr) {
+  void* block = mmap(wanted, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   return block == MAP_FAILED ? nullptr : static_cast<char*>(block);
 }
 void unmap(char* block, size_t size) { munmap(block, size); }
-// Tensors of about the same size have blocks of one size, at most a sixteenth larger. It is whole pages, and one more:
-// tensors of a power of two would all begin where caches hold few lines.
+// An address below which nothing is for a long way, most likely: the system maps what comes next near what there is.
+char* far_from_others() {
+  static std::atomic<uintptr_t> regions{0};
+  char* const near = map(1);
+  unmap(near, 1);
+  return reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(near) - (++regions << 36));
+}
+// Whole pages, and one more: tensors of a power of two would all begin where caches hold few lines.
 size_t size_of(size_t bytes) {
   static const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  size_t step = page;
-  while (32 * step <= bytes) {
-    step *= 2;
-  }
-  return (bytes + step - 1) / step * step + page;
+  return (bytes + page - 1) / page * page + page;
 }
 #else
 constexpr bool kMaps = false;
-char* map(size_t) { return nullptr; }
+char* map(size_t, char* = nullptr) { return nullptr; }
 void unmap(char*, size_t) {}
+char* far_from_others() { return nullptr; }
 size_t size_of(size_t bytes) { return bytes; }
 #endif
 
-// Blocks of memory that the system has mapped: those that tensors have, and those that are free. A tensor takes the
-// block that was given last, and is still in the caches, if it is of just its size; or else the front of the smallest
-// free block that holds it, where free neighbours are one block.
+// Blocks of memory that the system has mapped, side by side: those that tensors have, and those that are free. A tensor
+// takes the end of the smallest free block that holds it, where free neighbours are one block; so the first one is more
+// often free, and grows.
 class Blocks {
  public:
   // A block of size bytes, or null.
   char* take(size_t size) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (char* again = take_again(size)) {
-      return again;
-    }
     const auto found = by_size_.lower_bound({size, nullptr});
     if (found != by_size_.end()) {
-      const auto [whole, block] = *found;
-      forget(block, whole);
+      const auto [whole, front] = *found;
+      forget(front, whole);
       if (whole > size) {
-        add(block + size, whole - size);
+        add(front, whole - size);
       }
+      char* const block = front + (whole - size);
       taken_.emplace(block, size);
       return block;
     }
     if (inside.spares) {
       release(kept_ > size ? kept_ - size : 0);
     }
-    char* block = map(size);
+    char* block = grown(size);
     if (block == nullptr) {
       release(0);
-      block = map(size);
+      block = grown(size);
     }
     if (block != nullptr) {
       taken_.emplace(block, size);
@@ -100,11 +102,10 @@ class Blocks {
     const size_t size = found->second;
     taken_.erase(found);
     if (kept_ + size > most) {
-      unmap(block, size);
+      give_back(block, size);
       return true;
     }
-    recent_.emplace_back(block, size);
-    kept_ += size;
+    join(block, size);
     return true;
   }
 
@@ -114,23 +115,27 @@ class Blocks {
   }
 
  private:
-  // The block of just this size that was given last, or null; then all recent ones are joined to the others.
-  char* take_again(size_t size) {
-    const auto last =
-        std::find_if(recent_.rbegin(), recent_.rend(), [size](const auto& given) { return given.second == size; });
-    if (last != recent_.rend()) {
-      char* const block = last->first;
-      recent_.erase(std::next(last).base());
-      kept_ -= size;
-      taken_.emplace(block, size);
-      return block;
+  // New memory in front of the first block, only what it lacks if that is free; or anywhere, if something is in front.
+  char* grown(size_t size) {
+    if (first_ == nullptr) {
+      first_ = far_from_others();
     }
-    for (const auto& [block, bytes] : recent_) {
-      kept_ -= bytes;
-      join(block, bytes);
+    const auto there = free_.find(first_);
+    const size_t lacks = size - (there == free_.end() ? 0 : there->second);
+    char* block = map(lacks, first_ - lacks);
+    if (block == first_ - lacks && lacks < size) {
+      forget(first_, size - lacks);
+    } else if (block != nullptr && lacks < size) {
+      unmap(block, lacks);
+      block = map(size);
     }
-    recent_.clear();
-    return nullptr;
+    first_ = block == nullptr ? first_ : block;
+    return block;
+  }
+
+  void give_back(char* block, size_t size) {
+    unmap(block, size);
+    first_ = block == first_ ? block + size : first_;
   }
 
   void join(char* block, size_t size) {
@@ -170,7 +175,7 @@ class Blocks {
       const auto [size, block] = *by_size_.rbegin();
       const size_t left = size - std::min(size, kept_ - most);
       forget(block, size);
-      unmap(block + left, size - left);
+      give_back(block + left, size - left);
       if (left > 0) {
         add(block, left);
       }
@@ -181,7 +186,7 @@ class Blocks {
   std::unordered_map<char*, size_t> taken_;
   std::map<char*, size_t> free_;
   std::set<std::pair<size_t, char*>> by_size_;
-  std::vector<std::pair<char*, size_t>> recent_;  // free as well, in the order in which they were given
+  char* first_ = nullptr;  // where all of them begin
   size_t kept_ = 0;
 };
 

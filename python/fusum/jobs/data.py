@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from ..errors import ArgumentError
 from .columns import Columns, Unit
@@ -24,6 +25,7 @@ FORMATS = {
 }  # fmt: skip
 # A unit has about so many bytes of inputs, but no more than so many rows; token ids count as so many bytes a row.
 _UNIT_BYTES, _UNIT_ROWS, _TOKEN_BYTES = 2**26, 2**14, 2**16
+_BUFFER_BYTES = 2**17  # read at once of a Parquet file's column
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,21 @@ def format_of(path: str) -> str | None:
     return FORMATS.get(os.path.splitext(path)[1].lower())
 
 
+def _batches(fragment: Any, columns: list[str], size: int) -> Iterator[Any]:
+    """A fragment's rows, of which few are in memory at once: a scanner would hold all of a Parquet file's row group."""
+    if not isinstance(fragment, ds.ParquetFileFragment):
+        yield from fragment.to_batches(columns=columns, batch_size=size, batch_readahead=1, fragment_readahead=1)
+        return
+    groups = [each.id for each in fragment.row_groups]
+    with fragment.open() as opened:
+        file = pq.ParquetFile(opened, metadata=fragment.metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        yield from file.iter_batches(batch_size=size, row_groups=groups, columns=columns, use_threads=False)
+
+
 def _cut(fragment: Any, columns: list[str], size: int) -> Iterator[Any]:
     """A fragment's rows in tables of size rows, and what is left."""
     held, pending = 0, []
-    for batch in fragment.to_batches(columns=columns, batch_size=size, batch_readahead=1, fragment_readahead=1):
+    for batch in _batches(fragment, columns, size):
         while batch.num_rows:
             head = batch.slice(0, size - held)
             batch = batch.slice(head.num_rows)
