@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000, help="of the table; memory is compared with a tenth")
     parser.add_argument("--digits", type=int, default=2000)
     parser.add_argument("--captum-rows", type=int, default=4096, help="rows that captum is timed on")
-    parser.add_argument("--rounds", type=int, default=3, help="each is timed so often; medians are reported")
+    parser.add_argument("--rounds", type=int, default=5, help="each is timed so often; medians are reported")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()

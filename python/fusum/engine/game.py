@@ -18,6 +18,7 @@ from ..plan.chunks import even
 from ..plan.features import Features
 from ..plan.spec import Plan
 from ..settings import Settings
+from .apart import form_of, is_close
 from .batch import Tensors
 from .memory import is_out_of_memory
 from .model import Model, check_rows, couples_rows, keeps_rows_apart
@@ -124,15 +125,7 @@ class Game:
         """What the answer may depend on; None where that is too much to remember."""
         if self._plan.read is not None and callable(self._plan.read.selector):
             return None  # a function that reads the neuron may mix rows
-        form: list[Any] = []
-        for a in (*self.arguments.inputs, *self.arguments.extra):
-            if isinstance(a, Tensor) and a.dim() and a.shape[0] % self.examples == 0:
-                form.append((a.dtype, a.shape[1:]))
-            elif a is None or isinstance(a, (bool, int, float, str)):
-                form.append(a)
-            else:
-                return None
-        return self._model.part, *form
+        return form_of(self._model, self.arguments)
 
     def _probe(self) -> bool:
         """Whether the first and the last example's outputs are the same beside rows as unlike them as may be."""
@@ -154,12 +147,12 @@ class Game:
         present[1] = self._shuffles  # then all of a batch's rows are one example's
         rows = self._rows(present, torch.arange(2, device=at.device), at)
         out = self._forward(rows, at)
-        if out.shape != (2, *self.outputs[1:]) or not _is_close(out[0], self.full[example]):
+        if out.shape != (2, *self.outputs[1:]) or not is_close(out[0], self.full[example]):
             return False
         if self.examples > 1:
             return True
         alone = self._forward(tuple([x if x is None else x[1:] for x in rows]), at[1:])
-        return alone.shape == self.outputs and _is_close(out[1], alone[0])
+        return alone.shape == self.outputs and is_close(out[1], alone[0])
 
     def _forward(self, rows: Tensors, examples: Tensor | None) -> Tensor:
         """The output at rows that belong to examples, the target picked; None: the inputs themselves."""
@@ -369,12 +362,3 @@ def _part(each: Sequence[Tensor | None] | None, start: int, stop: int) -> list[T
 def _cut(t: Tensor, start: int, stop: int) -> Tensor:
     """t[start:stop], which takes as long as many an operator where it is all of t."""
     return t if stop - start == t.shape[0] else t[start:stop]
-
-
-def _is_close(a: Tensor, b: Tensor) -> bool:
-    """Whether numbers differ by no more than the ways to compute them do."""
-    if not a.is_floating_point() or a.dtype != b.dtype or b.numel() == 0:
-        return torch.equal(a, b)
-    eps = torch.finfo(a.dtype).eps
-    tolerance = (eps**0.5 if eps < 1e-4 else 8 * eps) * b.abs().nan_to_num(0.0, 0.0, 0.0).max().item()
-    return torch.allclose(a, b, rtol=0.0, atol=tolerance, equal_nan=True)

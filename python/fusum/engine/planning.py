@@ -12,6 +12,7 @@ from ..plan.arguments import Arguments
 from ..plan.chunks import cut, halve
 from ..plan.spec import Plan
 from ..settings import Settings
+from .apart import is_apart
 from .batch import Batch, Block
 from .memory import Footprint, is_out_of_memory, is_small
 from .model import ONE_OPERATOR, Model, couples_rows
@@ -25,7 +26,7 @@ class Planning:
     points: evaluations of each example. forward_only: without gradients.
     """
 
-    __slots__ = ("_arguments", "_footprint", "_model", "_settings", "rows")
+    __slots__ = ("_arguments", "_footprint", "_model", "_runs_once", "_settings", "rows")
 
     def __init__(
         self,
@@ -37,12 +38,16 @@ class Planning:
         forward_only: bool = False,
     ) -> None:
         self._model, self._arguments, self._settings = model, arguments, settings
+        self._runs_once = points == 1 and plan.noise is None and not forward_only
         automatic = self._is_automatic(plan, points, forward_only)
         self._footprint: Footprint | None = None
         if automatic:
             keeps_none = model.part == ONE_OPERATOR and not forward_only
             self._footprint = Footprint(model.key, arguments.inputs, model.part, forward_only, keeps_none)
         self.rows = self._most_rows()
+        if automatic and self.rows is not None and self.rows < arguments.examples and self._is_coupled():
+            self._footprint = None
+            self.rows = self._most_rows()
 
     def _is_automatic(self, plan: Plan, points: int, forward_only: bool) -> bool:
         """Whether to choose rows: nobody set them, there is much to do, and a cut batch has the same results."""
@@ -54,6 +59,13 @@ class Planning:
         if settings.memory is None and not forward_only and is_small(self._arguments.inputs, copies):
             return False
         return not couples_rows(self._model.key)
+
+    def _is_coupled(self) -> bool:
+        """Whether a batch that the model would be given as it is has other results when it is cut."""
+        model = self._model
+        if not self._runs_once or model.part == ONE_OPERATOR or model.high is not None:
+            return couples_rows(model.key)
+        return couples_rows(model.key) or not is_apart(model, self._arguments)
 
     def _most_rows(self) -> int | None:
         automatic = None if self._footprint is None else self._footprint.rows()
@@ -79,7 +91,7 @@ class Planning:
     def shrink(self, examples: int, points: int) -> bool:
         """After running out of memory: take fewer rows from now on. False where there are none fewer."""
         smaller = halve(examples, points)
-        if smaller is None or (smaller[0] < examples and couples_rows(self._model.key)):
+        if smaller is None or (smaller[0] < examples and self._is_coupled()):
             return False
         self.rows = smaller[0] * smaller[1]
         if self._footprint is not None:
