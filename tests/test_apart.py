@@ -109,6 +109,20 @@ def test_others_are_cut() -> None:
     assert seen.count(1) == 1, "a module is tried once"
 
 
+@pytest.mark.parametrize("kind", [Pairs, Centred])
+def test_in_half_precision(kind: type[nn.Module]) -> None:
+    model, x = kind().eval(), images()
+    plain = nn.Sequential(model.first, model.rest)
+    with torch.autocast("cpu", torch.bfloat16):
+        for method, cut in ((Saliency(model), False), (Saliency(plain), True)):
+            rows: list[int] = []
+            handle = model.first.register_forward_hook(lambda _, args, out, rows=rows: rows.append(len(args[0])))
+            for _ in range(3):
+                method.attribute(x, target=3)
+            handle.remove()
+            assert (rows[-1] < ROWS) == cut
+
+
 def test_a_batch_cut_by_hand_is_cut() -> None:
     model, x = Centred().eval(), images()
     with config(max_rows=16):

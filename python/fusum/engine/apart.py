@@ -47,9 +47,19 @@ def is_close(a: Tensor, b: Tensor) -> bool:
     """Whether numbers differ by no more than the ways to compute them do."""
     if not a.is_floating_point() or a.dtype != b.dtype or b.numel() == 0:
         return torch.equal(a, b)
-    eps = torch.finfo(a.dtype).eps
+    eps = max(torch.finfo(kind).eps for kind in _kinds(a))
     tolerance = (eps**0.5 if eps < 1e-4 else 8 * eps) * b.abs().nan_to_num(0.0, 0.0, 0.0).max().item()
     return torch.allclose(a, b, rtol=0.0, atol=tolerance, equal_nan=True)
+
+
+def _kinds(a: Tensor) -> list[torch.dtype]:
+    """The types that an output may have been computed in."""
+    found, device = [a.dtype], a.device.type
+    if torch.is_autocast_enabled(device):
+        found.append(torch.get_autocast_dtype(device))
+    elif device == "cuda" and a.dtype is torch.float32:
+        found.append(torch.float16)  # TF32 has as many digits
+    return found
 
 
 def _try(model: Model, arguments: Arguments, others: int = _OTHERS) -> bool:
