@@ -19,7 +19,10 @@ pytest.importorskip("tqdm", reason="tqdm, which jobs need, is not installed")
 
 import torch  # noqa: E402
 
+import fusum  # noqa: E402
+import fusum.jobs.workers  # noqa: E402
 from fusum.jobs import JobError, Spec, run  # noqa: E402
+from fusum.jobs.report import Report  # noqa: E402
 from fusum.jobs.run import Job, Share  # noqa: E402
 from job_cases import VOCABULARY, flags, output, scores, spec, words, write  # noqa: E402
 
@@ -142,3 +145,28 @@ def test_a_unit_depends_on_no_other_before_it(tmp_path: Path) -> None:
     one, other = given.explainer(None), given.explainer(None)
     tables = [one(table, unit)[0] for unit, table in units]
     assert other(units[2][1], units[2][0])[0].equals(tables[2])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_how_far_a_job_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    reports: list[Report] = []
+    told: list[int] = []
+
+    class Noted(Report):
+        def __init__(self, total: int | None) -> None:
+            super().__init__(total)
+            reports.append(self)
+
+        def explained(self, rows: int) -> None:
+            told.append(rows)
+            super().explained(rows)
+
+    for name in ("fusum.jobs.run", "fusum.jobs.workers"):
+        monkeypatch.setattr(sys.modules[name], "Report", Noted)
+    keys = {"method": "IntegratedGradients", "baselines": 0, "arguments": {"n_steps": 8}, "rows_per_part": 100}
+    with fusum.config(max_rows=20):
+        summary = run(job(tmp_path, "random", **keys, workers=workers))
+    assert summary.rows == sum(told) == 265
+    assert [report._seen for report in reports if report.parts] == [265]
+    if workers == 1:
+        assert len(told) > 10 * summary.parts, "a part is told of while it is explained"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 
@@ -78,15 +79,40 @@ class _Bar:
         self._line.close()
 
 
+class _Share:
+    """How much is done of what is expected, as a share of amount, whatever the unit of those is."""
+
+    def __init__(self, amount: int, tell: Callable[[int], None]) -> None:
+        self._amount, self._tell = amount, tell
+        self._told, self._done, self._total = 0, 0, 0
+
+    def expect(self, rows: int) -> None:
+        self._total += rows
+
+    def advance(self, rows: int) -> None:
+        self._done += rows
+        if self._total:
+            self._reach(self._amount * min(self._done, self._total) // self._total)
+
+    def close(self, complete: bool) -> None:
+        if complete:
+            self._reach(self._amount)
+
+    def _reach(self, part: int) -> None:
+        if part > self._told:
+            self._tell(part - self._told)
+            self._told = part
+
+
 class _PerThread(threading.local):
-    bar: _Bar | None = None
+    bar: _Bar | _Share | None = None
 
 
 _thread = _PerThread()
 
 
 class shown:
-    """Within it the calling thread's rows count for a bar under this title; without a title, for none.
+    """Within it the calling thread's rows count for a bar under this title; without a title, for no bar.
 
     (A class and not a generator, because it is entered at every call and some calls take 300 microseconds.)
     """
@@ -94,16 +120,26 @@ class shown:
     __slots__ = ("_bar", "_outer")
 
     def __init__(self, title: str | None) -> None:
-        self._bar = None if title is None else _Bar(title)
+        self._bar: _Bar | _Share | None = None if title is None else _Bar(title)
 
     def __enter__(self) -> None:
         self._outer = _thread.bar
-        _thread.bar = self._bar
+        if self._bar is not None or not isinstance(self._outer, _Share):
+            _thread.bar = self._bar
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         _thread.bar = self._outer
         if self._bar is not None:
             self._bar.close(complete=kind is None)
+
+
+class shared(shown):
+    """Within it tell is called for each further part of amount that the calling thread has done; at its end all is."""
+
+    __slots__ = ()
+
+    def __init__(self, amount: int, tell: Callable[[int], None]) -> None:
+        self._bar = _Share(amount, tell)
 
 
 def expect(rows: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from .. import __version__
+from .. import __version__, progress
 from ..engine.memory import forget
 from ..engine.model import ONE_OPERATOR, check_rows, view
 from ..engine.perceptron import forward_only
@@ -104,11 +104,18 @@ class Explainer:
             batch.tensors, batch.ready = self._transfer.send(batch.tensors)
         return rows
 
-    def explain(self, rows: Rows) -> list[Found]:
-        """Scores of all batches of a unit. They depend on nothing that was explained before it."""
+    def explain(self, rows: Rows, tell: Callable[[int], None] = lambda rows: None) -> list[Found]:
+        """Scores of all batches of a unit; tell is called for each further number of rows that are explained.
+
+        Scores depend on nothing that was explained before.
+        """
         forget(self._view.key)
+        found = []
         with self._transfer.here():
-            return [self._explain(batch) for batch in rows.batches]
+            for batch in rows.batches:
+                with progress.shared(len(batch.rows), tell):
+                    found.append(self._explain(batch))
+        return found
 
     def _explain(self, batch: Batch) -> Found:
         self._transfer.arrived(batch.tensors, batch.ready)

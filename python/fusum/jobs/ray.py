@@ -44,6 +44,7 @@ def run_ray(job: Job, overwrite: bool) -> Summary:
         for found in _results(spec, _tasks(job)):
             if "error" in found:
                 raise JobError(f"{found['error']} (the same command goes on with what is left)")
+            report.explained(found["rows"] - found["rejected"])
             report.add(found["rows"], found["rejected"])
             skipped |= found["skipped"]
         job.folder.sweep()  # of actors that died
@@ -141,5 +142,5 @@ class _ActorsJob(Job):
 class _Quiet(Report):
     """Counts and says nothing: the process that started the job tells how far it is."""
 
-    def _tell(self, rows: int, rejected: int) -> None:
+    def _tell(self, more: int, part: tuple[int, int] | None = None) -> None:
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from typing import Any
 
@@ -16,11 +17,15 @@ def say(event: str, **facts: Any) -> None:
 
 
 class Report:
-    """Rows done, of total in this run if that is known."""
+    """How far a job is, of total rows in this run if that is known.
+
+    rows: read for parts that are written; rejected ones among them.
+    """
 
     def __init__(self, total: int | None) -> None:
         self.rows = self.rejected = self.parts = 0
-        self._total, self._begin, self._said = total, time.monotonic(), 0.0
+        self._total, self._begin, self._said, self._seen = total, time.monotonic(), 0.0, 0
+        self._lock = threading.Lock()  # rows are explained in one thread and written in another
         self._bar = tqdm(total=total, unit="rows", unit_scale=True) if total and sys.stderr.isatty() else None
 
     @property
@@ -28,21 +33,28 @@ class Report:
         """Since the beginning."""
         return time.monotonic() - self._begin
 
-    def add(self, rows: int, rejected: int) -> None:
-        """A part is written; rows are all that were read for it."""
-        self.rows, self.rejected, self.parts = self.rows + rows, self.rejected + rejected, self.parts + 1
-        self._tell(rows, rejected)
+    def explained(self, rows: int) -> None:
+        """So many rows more are explained, and not yet written."""
+        with self._lock:
+            self._tell(rows)
 
-    def _tell(self, rows: int, rejected: int) -> None:
-        """Say how far the job is."""
+    def add(self, rows: int, rejected: int) -> None:
+        """A part is written; rows are all that were read for it, of which those that fit were explained before."""
+        with self._lock:
+            self.rows, self.rejected, self.parts = self.rows + rows, self.rejected + rejected, self.parts + 1
+            self._tell(rejected, (rows, rejected))
+
+    def _tell(self, more: int, part: tuple[int, int] | None = None) -> None:
+        """Say how far the job is, now and then: more rows are done. part: what add was given."""
+        self._seen += more
         if self._bar is not None:
             self._bar.set_postfix(rejected=self.rejected, refresh=False)
-            self._bar.update(rows)
+            self._bar.update(more)
         elif self.seconds - self._said > 1:
             self._said = self.seconds
-            speed = self.rows / self.seconds
-            left = None if self._total is None else round((self._total - self.rows) / speed, 1)
-            facts = {"rows": self.rows, "total": self._total, "rejected": self.rejected}
+            speed = self._seen / self.seconds
+            left = None if self._total is None or not speed else round((self._total - self._seen) / speed, 1)
+            facts = {"rows": self._seen, "total": self._total, "rejected": self.rejected}
             say("progress", **facts, rows_per_second=round(speed, 1), seconds_left=left)
 
     def close(self) -> None:

@@ -149,7 +149,7 @@ class Job:
             self._stop_if_rejected()
             with ThreadPoolExecutor(1) as writer, closing(ahead(self._prepared(explainer))) as units:
                 for unit, rows in units:
-                    found = self._explained(explainer, unit, rows)
+                    found = self._explained(explainer, report, unit, rows)
                     pending.append(writer.submit(self._write, explainer, report, unit, rows, found))
                     while len(pending) > 1:
                         pending.popleft().result()
@@ -183,9 +183,9 @@ class Job:
         for unit, table in self.data.units(self._mine):
             yield unit, explainer.prepare(table, unit)
 
-    def _explained(self, explainer: Explainer, unit: Unit, rows: Rows) -> list[Found]:
+    def _explained(self, explainer: Explainer, report: Report, unit: Unit, rows: Rows) -> list[Found]:
         try:
-            return explainer.explain(rows)
+            return explainer.explain(rows, report.explained)
         except Exception as error:  # a model may raise anything
             text = f"{type(error).__name__}: {error}"
             raise JobError(f"rows from number {unit.first} of {unit.source} cannot be explained: {text}") from error

@@ -38,7 +38,9 @@ def run_workers(job: Job, overwrite: bool) -> Summary:
                 elif "skipped" in said:
                     job.data.skipped.update(said["skipped"])
                 elif said:
-                    report.add(said["rows"], said["rejected"])
+                    report.explained(said["explained"])
+                    if "rows" in said:
+                        report.add(said["rows"], said["rejected"])
 
     processes = [_start(spec, rank) for rank in range(spec.workers)]
     try:
@@ -91,8 +93,18 @@ def tell(**facts: Any) -> None:
 class _Told(Report):
     """A report that the process that started this one counts."""
 
-    def _tell(self, rows: int, rejected: int) -> None:
-        tell(rows=rows, rejected=rejected)
+    _untold = 0  # rows that are explained
+
+    def _tell(self, more: int, part: tuple[int, int] | None = None) -> None:
+        if part is None:
+            self._untold += more
+            if self.seconds - self._said <= 1:
+                return
+            written = {}
+        else:
+            written = dict(zip(("rows", "rejected"), part, strict=True))
+        tell(explained=self._untold, **written)
+        self._said, self._untold = self.seconds, 0
 
 
 def main() -> int:
