@@ -67,21 +67,13 @@ class Blocks {
   // A block of size bytes, or null.
   char* take(size_t size) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = by_size_.lower_bound({size, nullptr});
-    if (found != by_size_.end()) {
-      const auto [whole, front] = *found;
-      forget(front, whole);
-      if (whole > size) {
-        add(front, whole - size);
-      }
-      char* const block = front + (whole - size);
-      taken_.emplace(block, size);
-      return block;
-    }
-    if (inside.spares) {
+    char* block = end_of_free(size);
+    if (block == nullptr && inside.spares) {
       release(kept_ > size ? kept_ - size : 0);
     }
-    char* block = grown(size);
+    if (block == nullptr) {
+      block = grown(size);
+    }
     if (block == nullptr) {
       release(0);
       block = grown(size);
@@ -102,10 +94,10 @@ class Blocks {
     const size_t size = found->second;
     taken_.erase(found);
     if (kept_ + size > most) {
-      give_back(block, size);
-      return true;
+      drop(block, size);
+    } else {
+      join(block, size);
     }
-    join(block, size);
     return true;
   }
 
@@ -115,6 +107,20 @@ class Blocks {
   }
 
  private:
+  // The end of the smallest free block that holds size, or null.
+  char* end_of_free(size_t size) {
+    const auto found = by_size_.lower_bound({size, nullptr});
+    if (found == by_size_.end()) {
+      return nullptr;
+    }
+    const auto [whole, block] = *found;
+    forget(block, whole);
+    if (whole > size) {
+      add(block, whole - size);
+    }
+    return block + (whole - size);
+  }
+
   // New memory in front of the first block, only what it lacks if that is free; or anywhere, if something is in front.
   char* grown(size_t size) {
     if (first_ == nullptr) {
@@ -133,7 +139,7 @@ class Blocks {
     return block;
   }
 
-  void give_back(char* block, size_t size) {
+  void drop(char* block, size_t size) {
     unmap(block, size);
     first_ = block == first_ ? block + size : first_;
   }
@@ -175,7 +181,7 @@ class Blocks {
       const auto [size, block] = *by_size_.rbegin();
       const size_t left = size - std::min(size, kept_ - most);
       forget(block, size);
-      give_back(block + left, size - left);
+      drop(block + left, size - left);
       if (left > 0) {
         add(block, left);
       }

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
 
 #include <optional>
 #include <vector>
@@ -120,9 +121,9 @@ bool convolve_faster(torch::jit::Stack* stack, size_t count) {
   if (!fits || at::autocast::is_autocast_enabled(at::kCPU)) {
     return false;
   }
-  const bool learns = x.requires_grad() || weight.requires_grad() || (bias && bias->requires_grad());
-  const Tensor y = learns && at::GradMode::is_enabled() ? Convolve::apply(x, weight, bias, s, *output)
-                                                        : convolved(x, weight, bias, s, *output);
+  const Tensor y = torch::autograd::compute_requires_grad(x, weight, bias)
+                       ? Convolve::apply(x, weight, bias, s, *output)
+                       : convolved(x, weight, bias, s, *output);
   torch::jit::drop(*stack, count);
   torch::jit::push(*stack, y);
   return true;

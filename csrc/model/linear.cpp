@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
 
 #include <optional>
 
@@ -72,11 +73,11 @@ bool multiply_faster(torch::jit::Stack* stack) {
       at::autocast::is_autocast_enabled(at::kCPU)) {
     return false;
   }
-  const bool learns = x.requires_grad() || weight.requires_grad() || (bias && bias->requires_grad());
   if (!goes_back_at_most(x) || !goes_back_at_most(weight) || (bias && !goes_back_at_most(*bias))) {
     return false;
   }
-  const Tensor y = learns && at::GradMode::is_enabled() ? Linear::apply(x, weight, bias) : multiplied(x, weight, bias);
+  const Tensor y = torch::autograd::compute_requires_grad(x, weight, bias) ? Linear::apply(x, weight, bias)
+                                                                           : multiplied(x, weight, bias);
   torch::jit::drop(*stack, 3);
   torch::jit::push(*stack, y);
   return true;

@@ -32,34 +32,21 @@ inline Activation activation_of(const std::string& name) {
   return static_cast<Activation>(found - names.begin());
 }
 
-inline Tensor activate(Activation activation, const Tensor& x) {
+// over_x: written over x, where the way back has no need of that.
+inline Tensor activate(Activation activation, Tensor x, bool over_x) {
   switch (activation) {
     case Activation::kRelu:
-      return at::relu(x);
+      return over_x ? at::relu_(x) : at::relu(x);
     case Activation::kTanh:
-      return at::tanh(x);
+      return over_x ? at::tanh_(x) : at::tanh(x);
     case Activation::kSigmoid:
-      return at::sigmoid(x);
+      return over_x ? at::sigmoid_(x) : at::sigmoid(x);
     case Activation::kSilu:
       return at::silu(x);
     case Activation::kGelu:
       return at::gelu(x);
     default:
       return x;
-  }
-}
-
-// The same, written over x where the way back has no need of that.
-inline Tensor activate_in_place(Activation activation, Tensor x) {
-  switch (activation) {
-    case Activation::kRelu:
-      return at::relu_(x);
-    case Activation::kTanh:
-      return at::tanh_(x);
-    case Activation::kSigmoid:
-      return at::sigmoid_(x);
-    default:
-      return activate(activation, x);
   }
 }
 
@@ -108,7 +95,7 @@ struct Layer {
 
   Values operator()(const Tensor& input, bool keeps_all) const {
     const Tensor x = linear(input);
-    return {x, keeps_all ? activate(activation, x) : activate_in_place(activation, x)};
+    return {x, activate(activation, x, /*over_x=*/!keeps_all)};
   }
 };
 

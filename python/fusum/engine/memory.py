@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..settings import current
 from .mode import QuickMode
+from .model import ONE_OPERATOR
 
 # On a CPU more rows gain nothing once they fill the caches, but a few are wanted whatever they weigh, up to a limit:
 # weights are then read once for all of them (python -m benchmarks.chunks).
@@ -32,21 +33,17 @@ _footprints: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
 class Footprint:
     """Bytes that autograd keeps for a row of a model, or part of one, for inputs of these shapes; 0 until measured.
 
-    forward_only: bytes that a forward without gradients holds. keeps_none: it keeps none, which spares measuring.
+    forward_only: bytes that a forward without gradients holds.
     """
 
     __slots__ = ("_device", "_forward_only", "_input_bytes", "_keeps_none", "_key", "_known")
 
     def __init__(
-        self,
-        model: Any,
-        inputs: tuple[Tensor | None, ...],
-        part: Hashable = None,
-        forward_only: bool = False,
-        keeps_none: bool = False,
+        self, model: Any, inputs: tuple[Tensor | None, ...], part: Hashable = None, forward_only: bool = False
     ) -> None:
         present = [x for x in inputs if x is not None]
-        self._device, self._forward_only, self._keeps_none = present[0].device, forward_only, keeps_none
+        self._device, self._forward_only = present[0].device, forward_only
+        self._keeps_none = part == ONE_OPERATOR and not forward_only  # which spares measuring
         self._input_bytes = sum([x.nbytes for x in present]) // present[0].shape[0]
         self._key = (part, forward_only, self._device, *[(x.dtype, x.shape[1:]) for x in present])
         try:

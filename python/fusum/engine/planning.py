@@ -26,7 +26,7 @@ class Planning:
     points: evaluations of each example. forward_only: without gradients.
     """
 
-    __slots__ = ("_arguments", "_footprint", "_model", "_runs_once", "_settings", "rows")
+    __slots__ = ("_arguments", "_footprint", "_is_tried", "_model", "_settings", "rows")
 
     def __init__(
         self,
@@ -38,12 +38,11 @@ class Planning:
         forward_only: bool = False,
     ) -> None:
         self._model, self._arguments, self._settings = model, arguments, settings
-        self._runs_once = points == 1 and plan.noise is None and not forward_only
+        # What would be given a batch as it is, is tried before that is cut, unless it is known, or has to be.
+        given_as_it_is = points == 1 and plan.noise is None and not forward_only
+        self._is_tried = given_as_it_is and model.part != ONE_OPERATOR and model.high is None
         automatic = self._is_automatic(plan, points, forward_only)
-        self._footprint: Footprint | None = None
-        if automatic:
-            keeps_none = model.part == ONE_OPERATOR and not forward_only
-            self._footprint = Footprint(model.key, arguments.inputs, model.part, forward_only, keeps_none)
+        self._footprint = Footprint(model.key, arguments.inputs, model.part, forward_only) if automatic else None
         self.rows = self._most_rows()
         if automatic and self.rows is not None and self.rows < arguments.examples and self._is_coupled():
             self._footprint = None
@@ -61,11 +60,8 @@ class Planning:
         return not couples_rows(self._model.key)
 
     def _is_coupled(self) -> bool:
-        """Whether a batch that the model would be given as it is has other results when it is cut."""
-        model = self._model
-        if not self._runs_once or model.part == ONE_OPERATOR or model.high is not None:
-            return couples_rows(model.key)
-        return couples_rows(model.key) or not is_apart(model, self._arguments)
+        """Whether a batch has other results when it is cut."""
+        return couples_rows(self._model.key) or (self._is_tried and not is_apart(self._model, self._arguments))
 
     def _most_rows(self) -> int | None:
         automatic = None if self._footprint is None else self._footprint.rows()

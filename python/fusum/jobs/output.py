@@ -120,9 +120,8 @@ class Folder:
                 self._own = {**units, **self._own}
 
     def _write_table(self, path: Path, table: Any) -> None:
-        few = [name for name in _FEW if name in table.column_names]
         size = max(1, table.num_rows)
-        whole(path, lambda file: pq.write_table(table, file, row_group_size=size, use_dictionary=few), self.rank)
+        whole(path, lambda file: pq.write_table(table, file, row_group_size=size, use_dictionary=_FEW), self.rank)
 
 
 def changes_of(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -142,5 +142,5 @@ class _ActorsJob(Job):
 class _Quiet(Report):
     """Counts and says nothing: the process that started the job tells how far it is."""
 
-    def _tell(self, more: int, part: tuple[int, int] | None = None) -> None:
+    def _tell(self, more: int, **part: int) -> None:
         pass

@@ -42,9 +42,9 @@ class Report:
         """A part is written; rows are all that were read for it, of which those that fit were explained before."""
         with self._lock:
             self.rows, self.rejected, self.parts = self.rows + rows, self.rejected + rejected, self.parts + 1
-            self._tell(rejected, (rows, rejected))
+            self._tell(rejected, rows=rows, rejected=rejected)
 
-    def _tell(self, more: int, part: tuple[int, int] | None = None) -> None:
+    def _tell(self, more: int, **part: int) -> None:
         """Say how far the job is, now and then: more rows are done. part: what add was given."""
         self._seen += more
         if self._bar is not None:

@@ -95,15 +95,12 @@ class _Told(Report):
 
     _untold = 0  # rows that are explained
 
-    def _tell(self, more: int, part: tuple[int, int] | None = None) -> None:
-        if part is None:
+    def _tell(self, more: int, **part: int) -> None:
+        if not part:
             self._untold += more
             if self.seconds - self._said <= 1:
                 return
-            written = {}
-        else:
-            written = dict(zip(("rows", "rejected"), part, strict=True))
-        tell(explained=self._untold, **written)
+        tell(explained=self._untold, **part)
         self._said, self._untold = self.seconds, 0
 
 
